@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["TABLE", "Entry"]
+from gencli.console import UsageError, nearest
+
+if TYPE_CHECKING:
+    from gencli.contract import Model
+
+__all__ = ["TABLE", "Entry", "model_class"]
 
 
 @dataclass(frozen=True)
@@ -57,3 +64,15 @@ TABLE: dict[str, Entry] = {
         ),
     ]
 }
+
+
+def model_class(name: str) -> type[Model]:
+    """The class of model ``name``. Imports its module, and so torch.
+
+    :raises UsageError: if the table has no such model.
+    """
+    if name not in TABLE:
+        raise UsageError(f"no model {name!r}{nearest(name, TABLE)}", hint="gencli models")
+    module, _, attribute = TABLE[name].path.partition(":")
+    found: type[Model] = getattr(importlib.import_module(module), attribute)
+    return found
