@@ -1,0 +1,155 @@
+"""A user's own data, by path.
+
+- A folder of images: :mod:`gencli.data.folders`.
+- A folder of strips: ``train-00.png``, ``train-01.png``, ... (and ``val-NN.png``, ``test-NN.png``), each a column of
+  square pictures as wide as the strip, in the order of ``train-labels.npy`` (integers, ``(n,)``). Tens of thousands of
+  small pictures in a few lossless files.
+- ``.npz``: arrays ``x`` (and ``y`` or ``label``), or ``x_train``, ``y_train``, ``x_val``, ..., ``x_test``, ...;
+  optionally ``levels`` (a number) and ``classes`` (names). ``.npy``: ``x`` alone.
+
+Arrays: uint8 ``(n, H, W)``, ``(n, H, W, C)`` or ``(n, C, H, W)`` with C = 1 or 3 and 256 levels (or ``levels``); bool
+images have 2 levels; floats ``(n, D)`` or ``(n,)`` are points. Splits that are not given are carved out of train by a
+fixed permutation, 10 % each.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gencli.console import DataError, UsageError
+from gencli.contract import DataSpec
+from gencli.data.folders import load_folder
+from gencli.data.images import decode, header
+from gencli.data.source import Array, Source, TensorSource, carve
+from gencli.data.table import SPLITS
+
+__all__ = ["load_path"]
+
+Parts = dict[str, tuple[Array, Array | None]]  # split -> (x, labels)
+
+
+def load_path(path: Path, name: str, split: str, *, size: int | None = None, on_bad: str = "fail") -> Source:
+    """The rows of ``split`` of the data at ``path``; ``size`` is for folders of images alone.
+
+    Raises DataError for data that is bad, UsageError for a kind of file that is no data.
+    """
+    strips = path.is_dir() and (path / "train-labels.npy").exists()
+    if path.is_dir() and not strips:
+        return load_folder(path, name, split, size=size, on_bad=on_bad)
+    if size is not None:
+        raise UsageError(f"{name}: only a folder of images can be resized (:{size})")
+    if strips:
+        return _source(path, name, split, _strips(path, split), None, ())
+    if path.suffix not in (".npz", ".npy"):
+        raise UsageError(f"{path}: not a folder, .npz or .npy file", hint="gencli data ls names the kinds of data")
+    arrays = _arrays(path)
+    parts: Parts = {}
+    for part, ending in (("train", ""), ("train", "_train"), ("val", "_val"), ("test", "_test")):
+        if f"x{ending}" in arrays:
+            labels = next((arrays[k + ending] for k in ("y", "label") if k + ending in arrays), None)
+            parts[part] = (arrays[f"x{ending}"], labels)
+    if "train" not in parts:
+        raise DataError(f"{path}: holds {', '.join(arrays) or 'nothing'}, and neither x nor x_train")
+    levels = int(arrays["levels"]) if "levels" in arrays else None
+    return _source(path, name, split, parts, levels, tuple(str(c) for c in arrays.get("classes", ())))
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"x": loaded}
+        with loaded:
+            return {key: loaded[key] for key in loaded.files}
+    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as e:
+        reason = "it holds Python objects, which are never loaded" if "pickle" in str(e) else str(e)
+        raise DataError(f"{path}: cannot be read as arrays: {reason}") from e
+
+
+def _strips(root: Path, split: str) -> Parts:
+    found = {
+        part: sorted((int(m[1]), f) for f in root.iterdir() if (m := re.fullmatch(rf"{part}-(\d+)\.png", f.name)))
+        for part in SPLITS
+    }
+    if not found["train"]:
+        raise DataError(f"{root}: has train-labels.npy but no strip train-00.png")
+    parts: Parts = {}
+    for part in (part for part in SPLITS if found[part]):
+        needed = part == split or (part == "train" and not found[split])
+        pieces: list[Array] = []
+        for _, file in found[part]:
+            channels, height, side = header(file, str(file))
+            if height % side:
+                raise DataError(f"{file}: a strip {side} wide and {height} high is no column of squares")
+            # of the other splits only the number of rows counts: seconds of decoding saved
+            a = decode(file, str(file)) if needed else np.broadcast_to(np.uint8(0), (channels, height, side))
+            pieces.append(a.reshape(channels, -1, side, side).transpose(1, 0, 2, 3))
+            if pieces[-1].shape[1:] != pieces[0].shape[1:]:
+                raise DataError(f"{file}: its pictures differ in size or colour from those of the strips before it")
+        labels = root / f"{part}-labels.npy"
+        parts[part] = (np.concatenate(pieces), _arrays(labels)["x"] if labels.exists() else None)
+    return parts
+
+
+def _source(
+    path: Path, name: str, split: str, parts: Parts, levels: int | None, classes: tuple[str, ...]
+) -> TensorSource:
+    clean = {part: _rows(f"{path} ({part})", x, y, levels) for part, (x, y) in parts.items()}
+    x, y, found = clean["train"]
+    missing = [part for part in ("val", "test") if part not in clean]
+    if missing:
+        if len(x) <= len(missing):
+            raise DataError(f"{path}: {len(x)} rows are too few to set some aside for {' and '.join(missing)}")
+        tenth = max(1, len(x) // 10)
+        cut = carve(len(x), tenth * ("val" in missing), tenth * ("test" in missing), "user", "split")
+        for part in ("train", *missing):
+            clean[part] = (x[cut[part]], None if y is None else y[cut[part]], found)
+    for part, (px, py, plevels) in clean.items():
+        if (px.shape[1:], px.dtype, plevels, py is None) != (x.shape[1:], x.dtype, found, y is None):
+            raise DataError(f"{path}: the arrays of {part} differ from those of train in shape, type or labels")
+    count = max((int(py.max()) + 1 for _, py, _ in clean.values() if py is not None), default=0)
+    if classes and count > len(classes):
+        raise DataError(f"{path}: labels go up to {count - 1}, but only {len(classes)} classes are named")
+    spec = DataSpec(
+        name=name,
+        kind="points" if found is None else "image",
+        shape=x.shape[1:],
+        levels=found,
+        classes=(classes or tuple(str(k) for k in range(count))) if count else (),
+        size=len(clean["train"][0]),
+    )
+    sx, sy, _ = clean[split]
+    return TensorSource(name, split, spec, torch.from_numpy(sx), None if sy is None else torch.from_numpy(sy))
+
+
+def _rows(where: str, x: Array, y: Array | None, levels: int | None) -> tuple[Array, Array | None, int | None]:
+    """``x`` as raw images ``(n, C, H, W)`` or points ``(n, D)``, labels as int64 ``(n,)``, and the number of levels."""
+    if x.ndim == 0 or len(x) == 0:
+        raise DataError(f"{where}: no rows")
+    if y is not None:
+        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+        if y.shape != (len(x),) or y.dtype.kind not in "iub" or y.min() < 0 or y.max() >= 10**6:
+            raise DataError(f"{where}: labels must be {len(x)} integers from 0 on, not {y.dtype} {y.shape}")
+        y = y.astype(np.int64)
+    if x.dtype.kind == "f" and x.ndim <= 2:
+        if not np.isfinite(x).all():
+            raise DataError(f"{where}: points that are not finite")
+        return np.ascontiguousarray(x.reshape(len(x), -1), dtype=np.float32), y, None
+    if x.dtype not in (np.uint8, np.bool_) or x.ndim not in (3, 4):
+        raise DataError(f"{where}: {x.dtype} {x.shape} is neither images (uint8, n x H x W [x C]) nor points (n x D)")
+    levels = levels or (2 if x.dtype == np.bool_ else 256)
+    if not 2 <= levels <= 256 or x.max() >= levels:
+        raise DataError(f"{where}: values up to {int(x.max())} do not fit {levels} levels")
+    if x.ndim == 3:
+        x = x[:, None]
+    else:
+        first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
+        if first == last:
+            raise DataError(f"{where}: cannot tell the channels of shape {x.shape}: exactly one end must be 1 or 3")
+        x = x if first else x.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(x, dtype=np.uint8), y, levels
