@@ -1,0 +1,91 @@
+"""Samples of a model in chunks of one fixed size, so that sample i has the same bits whatever is asked for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gencli.console import UsageError, nearest
+from gencli.contract import DataSpec, Model, Step
+from gencli.rng import SampleRng, using
+from gencli.streams import Samples
+
+__all__ = ["check_options", "draw", "labels_for", "picture", "raw", "scope"]
+
+
+@contextmanager
+def scope(rng: SampleRng) -> Iterator[SampleRng]:
+    """No gradient, and ``rng`` as the ambient source for layers that draw even now."""
+    with torch.no_grad(), using(Step(0, 1, rng, torch.ones(()))):
+        yield rng
+
+
+def raw(x: Tensor, spec: DataSpec) -> np.ndarray[Any, Any]:
+    """What ``sample`` or ``decode`` returned, as raw levels or points on the CPU."""
+    return (spec.unscale(x) if x.is_floating_point() else x).cpu().numpy()
+
+
+def labels_for(spec: DataSpec, rows: Sequence[int], wanted: Sequence[int] | None, device: Any = "cpu") -> Tensor:
+    """The labels of sample rows: ``wanted`` repeated, or every class in turn."""
+    cycle = list(wanted) if wanted else list(range(len(spec.classes)))
+    return torch.tensor([cycle[r % len(cycle)] for r in rows], device=device)
+
+
+def check_options(method: Any, options: Mapping[str, Any]) -> None:
+    """UsageError if ``options`` holds what ``method`` has no keyword for."""
+    known = {
+        name for name, p in inspect.signature(method).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for name in options:
+        if name not in known:
+            have = f"it has {', '.join(sorted(known))}" if known else "it has none"
+            raise UsageError(f"unknown sampling option {name!r}{nearest(name, known)}: {have}")
+
+
+def draw(
+    model: Model,
+    n: int,
+    *,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+    chunk: int | None = None,
+) -> Iterator[Samples]:
+    """Samples 0 .. n - 1 of ``model``, a chunk at a time.
+
+    The last chunk is computed whole and trimmed: what it is filled up with are the next samples, so no bit of a
+    sample depends on ``n``. ``labels`` (for class-conditional models) are repeated; without them the classes take
+    turns. Raises UsageError for an unknown option.
+    """
+    options = dict(options or {})
+    check_options(model.sample, options)
+    conditional = bool(getattr(model.config, "conditional", False))
+    if labels and not conditional:
+        raise UsageError("this model is not class-conditional: it takes no labels")
+    device = next(model.parameters()).device
+    size = chunk or model.chunk
+    for start in range(0, n, size):
+        rows = range(start, start + size)
+        y = labels_for(model.spec, rows, labels, device) if conditional else None
+        with scope(SampleRng(seed, rows, "sample", device)) as rng:
+            x = raw(model.sample(rng, labels=y, **options), model.spec)
+        keep = min(size, n - start)
+        yield Samples(x[:keep], None if y is None else y.cpu().numpy()[:keep], start)
+
+
+def picture(chunks: Sequence[Samples], spec: DataSpec, beside: Any = None) -> np.ndarray[Any, Any]:
+    """Samples as one picture (H, W, 3): a grid of images, or a scatter of points beside as many of the data's."""
+    from gencli import pictures
+
+    x = np.concatenate([chunk.x for chunk in chunks])
+    if spec.kind == "points":
+        data = None if beside is None else beside.rows(torch.arange(len(x)))["x"].numpy()
+        return pictures.scatter(x, data)
+    assert spec.levels is not None
+    return pictures.grid(x, spec.levels)

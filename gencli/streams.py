@@ -1,0 +1,432 @@
+"""Samples in and out of files and pipes.
+
+A stream is a tar archive that WebDataset readers and ``tar`` understand. Each sample is ``00000012.png`` (images of at
+most 256 levels and 1 or 3 channels) or ``00000012.npy`` (all else) and then its sidecar ``00000012.json``::
+
+    {"index": 12, "label": 3, "levels": 17, "kind": "image", "data": "digits", ...}
+
+where ``...`` is what the writer says of all samples. Levels are spread over the bytes of a PNG (see
+``pictures.to_bytes``) and come back exactly. Equal samples make equal bytes. A stream without its two closing blocks
+of zeros was cut off and is refused: its writer failed. Members are read one by one and never extracted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from gencli import archives, console, files, pictures
+from gencli.console import DataError, UsageError
+from gencli.contract import DataSpec
+from gencli.data.images import SUFFIXES, decode
+
+__all__ = ["Reading", "Samples", "read", "read_images", "write"]
+
+Array = np.ndarray[Any, Any]
+ENDINGS = (".png", ".gif", ".npz", ".safetensors", ".tar")
+OWN = ("index", "label", "levels", "kind", "data")  # what a sidecar says of its sample and the samples' data
+CHUNK, CHUNK_BYTES = 256, 32 << 20  # a chunk ends at whichever comes first
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A chunk of samples: ``x`` raw levels ``(n, C, H, W)`` (uint8 or int16) or points ``(n, D)`` (float32).
+
+    ``label`` is integers ``(n,)``; ``first`` is the number of the first sample.
+    """
+
+    x: Array
+    label: Array | None = None
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What :func:`read` found: a guess at the ``spec``, what the writer said (``meta``), and the chunks, read once."""
+
+    spec: DataSpec
+    meta: dict[str, Any]
+    chunks: Iterator[Samples]
+
+    def __iter__(self) -> Iterator[Samples]:
+        return self.chunks
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def _manner(dest: str, spec: DataSpec) -> str:
+    """How ``dest`` is written: one of ENDINGS, "folder" or "-". UsageError where it cannot be."""
+    if dest == "-":
+        console.stdout_binary()
+        return dest
+    path, ending = Path(dest), Path(dest).suffix.lower()
+    if dest.endswith(("/", os.sep)) or path.is_dir() or not ending:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UsageError(f"{dest} is there already and not empty", hint="name a new folder: -o samples-2/")
+        return "folder"
+    if ending not in ENDINGS:
+        near = console.nearest(ending, ENDINGS)
+        raise UsageError(f"cannot write samples to {dest}{near}", hint=f"endings: {' '.join(ENDINGS)}, a folder/, or -")
+    if ending in (".png", ".gif") and not (_pictured(spec) or (spec.kind, ending) == ("points", ".png")):
+        hint = "endings for all kinds of data: .npz .safetensors .tar"
+        raise UsageError(f"{spec.kind} of shape {_like(spec.shape)} make no {ending}", hint=hint)
+    return ending
+
+
+def _pictured(spec: DataSpec) -> bool:
+    """Whether a sample fits a PNG of 8 bits."""
+    return spec.kind == "image" and spec.levels is not None and spec.levels <= 256 and spec.shape[0] in (1, 3)
+
+
+def write(dest: str, chunks: Iterable[Samples], spec: DataSpec, meta: Mapping[str, Any], total: int) -> None:
+    """Write ``total`` samples to ``dest``; ``meta`` (JSON values) is what all of them share: model, run, seed.
+
+    By ending: ``.png`` a grid (a scatter of points), ``.gif`` one frame a sample, ``.npz`` and ``.safetensors`` arrays
+    ``x`` and ``label``, ``.tar`` a stream, a folder of ``000012.png`` and ``000012.json``, ``-`` a stream on stdout.
+    Chunks are taken one at a time and let go, except for pictures. Files and folders appear whole or not at all; a
+    closed pipe raises BrokenPipeError.
+    """
+    how = _manner(dest, spec)
+    if how == "-":
+        out = console.stdout_binary()
+        _write_tar(out, chunks, spec, meta)
+        out.flush()
+    elif how == "folder":
+        _write_folder(Path(dest), chunks, spec, meta)
+    elif how in (".png", ".gif"):
+        x = np.concatenate([chunk.x for chunk in chunks])
+        _write_picture(Path(dest), how, x, spec)
+    elif how == ".tar":
+        with archives.whole(Path(dest)) as file:
+            _write_tar(file, chunks, spec, meta)
+    else:
+        said = files.canonical({"meta": dict(meta), "spec": spec.model_dump(mode="json")})
+        writer = archives.write_npz if how == ".npz" else archives.write_safetensors
+        with archives.whole(Path(dest)) as file:
+            writer(file, ((chunk.x, chunk.label) for chunk in chunks), _dtype(spec), (total, *spec.shape), said)
+
+
+def _dtype(spec: DataSpec) -> np.dtype[Any]:
+    return np.dtype("<f4" if spec.levels is None else "u1" if spec.levels <= 256 else "<i2")
+
+
+def _write_picture(path: Path, how: str, x: Array, spec: DataSpec) -> None:
+    levels = spec.levels or 256
+    if how == ".gif":
+        pictures.gif(path, [pictures.grid(one[None], levels, pad=0) for one in x])
+    else:
+        pictures.save_png(path, pictures.scatter(x) if spec.kind == "points" else pictures.grid(x, levels))
+
+
+def _members(chunk: Samples, spec: DataSpec, meta: Mapping[str, Any]) -> Iterator[tuple[int, str, bytes, bytes]]:
+    """(index, ending, data, sidecar) of each sample."""
+    for i, x in enumerate(chunk.x):
+        sidecar: dict[str, Any] = {"index": chunk.first + i}
+        if chunk.label is not None:
+            sidecar["label"] = int(chunk.label[i])
+        sidecar |= {"levels": spec.levels, "kind": spec.kind, "data": spec.name}
+        sidecar |= {key: value for key, value in meta.items() if key not in OWN}
+        if _pictured(spec):
+            b = pictures.to_bytes(x, spec.levels or 256)
+            ending, data = ".png", pictures.png(b[0] if len(b) == 1 else b.transpose(1, 2, 0))
+        else:
+            file = io.BytesIO()
+            np.save(file, np.ascontiguousarray(x, _dtype(spec)), allow_pickle=False)
+            ending, data = ".npy", file.getvalue()
+        text = json.dumps(sidecar, ensure_ascii=False, allow_nan=False) + "\n"
+        yield chunk.first + i, ending, data, text.encode()
+
+
+def _write_tar(out: BinaryIO, chunks: Iterable[Samples], spec: DataSpec, meta: Mapping[str, Any]) -> None:
+    for chunk in chunks:
+        for index, ending, data, sidecar in _members(chunk, spec, meta):
+            archives.write_member(out, f"{index:08}{ending}", data)
+            archives.write_member(out, f"{index:08}.json", sidecar)
+    archives.write_end(out)
+
+
+def _write_folder(path: Path, chunks: Iterable[Samples], spec: DataSpec, meta: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        for chunk in chunks:
+            for index, ending, data, sidecar in _members(chunk, spec, meta):
+                (temporary / f"{index:06}{ending}").write_bytes(data)
+                (temporary / f"{index:06}.json").write_bytes(sidecar)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        temporary.rename(path)  # onto nothing or an empty folder
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    files.sync_folder(path.parent)
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+class _Item(NamedTuple):
+    """One sample as it was found; ``said`` is its sidecar."""
+
+    name: str
+    x: Array
+    label: int | None
+    said: dict[str, Any]
+
+
+def read(src: str, limit: int | None = None) -> Reading:
+    """Open at most ``limit`` samples: ``-`` (a stream on stdin), ``.tar``, ``.npz``, ``.npy``, ``.safetensors``, a
+    folder of images, or one image.
+
+    What :func:`write` wrote comes back exactly. From elsewhere: images of 256 levels; arrays of integers
+    ``(n, C, H, W)``, ``(n, H, W, C)`` or ``(n, H, W)``, or of floats ``(n, D)``. The first sample is read at once, so
+    most faults show here and the rest while the chunks are read; each is a DataError of one line.
+    """
+    if src == "-":
+        return _grouped(_items_of_tar(console.stdin_binary(), "standard input"), "standard input", limit)
+    path, ending = Path(src), Path(src).suffix.lower()
+    if not path.exists():
+        raise DataError(f"{src}: there is no such file or folder")
+    if path.is_dir():
+        return _grouped(_items_of_folder(path), src, limit)
+    if not path.is_file():
+        raise DataError(f"{src} is no regular file")
+    if ending == ".tar":
+        return _grouped(_items_of_tar(path.open("rb"), src), src, limit)
+    if ending in SUFFIXES:
+        return _grouped(iter([_item(src, {ending: archives.content(path, archives.MEMBER)})]), src, limit)
+    if ending in (".npz", ".npy", ".safetensors"):
+        return _rows(archives.table(path, ending), src, limit)
+    known = (".tar", ".npz", ".npy", ".safetensors", *SUFFIXES)
+    near = console.nearest(ending, known)
+    raise DataError(f"{src}: cannot read samples from such a file{near}", hint=f"endings: {' '.join(known)}")
+
+
+def read_images(sources: Sequence[str], spec: DataSpec) -> Array:
+    """All samples of ``sources`` (see :func:`read`) as a model of ``spec`` takes them: raw ``(n, *spec.shape)``.
+
+    Single image files are fitted: colour to grey or grey to colour, the middle square to the model's size.
+    """
+    found: list[Array] = []
+    for src in sources:
+        if spec.kind == "image" and Path(src).suffix.lower() in SUFFIXES and Path(src).is_file():
+            found.append(_requantised(_fitted(src, spec)[None], 256, spec.levels or 256))
+            continue
+        reading = read(src)
+        if reading.spec.shape != spec.shape or (reading.spec.levels is None) != (spec.levels is None):
+            raise DataError(f"{src}: samples are {_like(reading.spec.shape)}, but the model takes {_like(spec.shape)}")
+        for chunk in reading:
+            same = spec.levels is None or reading.spec.levels is None
+            found.append(chunk.x if same else _requantised(chunk.x, reading.spec.levels or 256, spec.levels or 256))
+    if not found:
+        raise UsageError("no samples were named")
+    return np.concatenate(found)
+
+
+def _fitted(src: str, spec: DataSpec) -> Array:
+    channels, height, width = spec.shape
+    data = archives.content(Path(src), archives.MEMBER)
+    x = decode(data, src, channels=3 if channels == 3 else None)
+    if x.shape[1:] != (height, width):
+        if height != width:
+            raise DataError(f"{src} is {x.shape[2]} x {x.shape[1]} pixels, but the model takes {width} x {height}")
+        x = decode(data, src, channels=3 if channels == 3 else None, size=height)
+    if channels == 1 and len(x) == 3:  # the luma of ITU-R BT.601, as Pillow has it
+        x = np.rint(np.tensordot([0.299, 0.587, 0.114], x, 1))[None].astype(np.uint8)
+    return x
+
+
+def _requantised(x: Array, levels: int, wanted: int) -> Array:
+    """Raw levels ``0 .. levels - 1`` spread over ``0 .. wanted - 1``."""
+    if levels == wanted:
+        return x
+    return np.rint(x * ((wanted - 1) / (levels - 1))).astype(np.uint8 if wanted <= 256 else np.int16)
+
+
+def _grouped(items: Iterator[_Item], name: str, limit: int | None) -> Reading:
+    """Chunks of items that agree in shape, levels and labels."""
+    head = next(items, None)
+    if head is None:
+        raise DataError(f"{name} holds no samples")
+    said = head.said
+    spec = _spec(
+        name,
+        name=said.get("data", name),
+        kind=said.get("kind", "image" if head.x.ndim == 3 else "points"),
+        shape=head.x.shape,
+        levels=said.get("levels"),
+    )
+    meta = {key: value for key, value in said.items() if key not in OWN}
+    return Reading(spec, meta, _chunks(chain([head], items), spec, head.label is not None, limit))
+
+
+def _spec(source: str, **fields: Any) -> DataSpec:
+    try:
+        return DataSpec(**fields)
+    except ValueError:
+        raise DataError(f"{source}: what it says of its samples is not understood") from None
+
+
+def _chunks(items: Iterator[_Item], spec: DataSpec, labelled: bool, limit: int | None) -> Iterator[Samples]:
+    held: list[_Item] = []
+    done = 0
+
+    def chunk() -> Samples:
+        label = np.array([item.label for item in held], np.int64) if labelled else None
+        index = held[0].said.get("index")
+        first = index if isinstance(index, int) else done - len(held)
+        return Samples(np.stack([item.x for item in held]), label, first)
+
+    while done != limit and (item := next(items, None)) is not None:
+        shapes = [(item.x.shape, item.said.get("levels")), (spec.shape, spec.levels)]
+        if shapes[0] != shapes[1]:
+            found, wanted = (f"{_like(shape)} of {levels} levels" for shape, levels in shapes)
+            raise DataError(f"{item.name}: {found}, but those before it have {wanted}")
+        if (item.label is not None) != labelled:
+            raise DataError(f"{item.name}: some samples have labels and some have none")
+        held.append(item)
+        done += 1
+        if len(held) == CHUNK or len(held) * item.x.nbytes >= CHUNK_BYTES:
+            yield chunk()
+            held.clear()
+    if held:
+        yield chunk()
+
+
+def _like(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _item(name: str, parts: Mapping[str, bytes]) -> _Item:
+    """A sample from the files that share its name, by ending."""
+    said = _sidecar(parts[".json"], name) if ".json" in parts else {}
+    label = said.get("label")
+    if ".cls" in parts and parts[".cls"].strip().isdigit():  # the way of WebDataset
+        label = int(parts[".cls"][:18])
+    if not isinstance(label, int) or not 0 <= label < 2**63:
+        label = None
+    image = next((ending for ending in parts if ending in SUFFIXES), None)
+    if image is not None:
+        x = decode(parts[image], name)
+        said.setdefault("levels", 256)
+        levels = said["levels"]
+        if not isinstance(levels, int) or not 2 <= levels <= 256:
+            raise DataError(f"{name}: levels {levels!r} of an image are not between 2 and 256")
+        return _Item(name, _requantised(x, 256, levels), label, said)
+    if ".npy" not in parts:
+        raise DataError(f"{name}: a sidecar without its image or array")
+    x = archives.array(parts[".npy"], name)
+    if "levels" not in said:
+        said["levels"] = None if x.dtype.kind == "f" else 256
+    return _Item(name, _raw(x, said["levels"], name), label, said)
+
+
+def _sidecar(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        raise DataError(f"{name}: its sidecar is no JSON object")
+    return said
+
+
+def _raw(x: Array, levels: Any, name: str) -> Array:
+    """``x`` as uint8 or int16 below ``levels``, or as float32 where ``levels`` is None."""
+    if levels is None and x.dtype.kind == "f":
+        if not np.isfinite(x).all():
+            raise DataError(f"{name}: values that are not finite")
+        return x.astype(np.float32, copy=False)
+    if x.dtype.kind not in "biu" or not isinstance(levels, int) or not 2 <= levels <= 2**15:
+        raise DataError(f"{name}: {x.dtype} of {levels} levels are no samples: integer levels or real points are")
+    if x.size and (x.min() < 0 or x.max() >= levels):
+        raise DataError(f"{name}: values from {x.min()} to {x.max()} do not fit {levels} levels")
+    return x.astype(np.uint8 if levels <= 256 else np.int16, copy=False)
+
+
+def _items_of_folder(path: Path) -> Iterator[_Item]:
+    """Images and arrays in the order of their names, folders below included, with the sidecars beside them."""
+    for folder, below, names in os.walk(path):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(names):
+            file = Path(folder) / name
+            ending = file.suffix.lower()
+            if name.startswith(".") or ending not in (*SUFFIXES, ".npy"):
+                continue
+            parts = {ending: archives.content(file, archives.MEMBER)}
+            if file.with_suffix(".json").exists():
+                parts[".json"] = archives.content(file.with_suffix(".json"), archives.SIDECAR)
+            yield _item(str(file), parts)
+
+
+def _items_of_tar(file: BinaryIO, name: str) -> Iterator[_Item]:
+    """Members that follow one another and share a name up to its first dot are one sample."""
+    key, parts = "", dict[str, bytes]()
+    for member, data in archives.members(file, name):
+        folder, _, base = member.rpartition("/")
+        stem, ending = f"{folder}/{base.split('.')[0]}", PurePosixPath(base).suffix.lower()
+        if stem != key:
+            if parts:
+                yield _item(f"{name}: {key.lstrip('/')}", parts)
+            key, parts = stem, {}
+        if ending in parts:
+            raise DataError(f"{name}: {member} comes twice")
+        if ending in (*SUFFIXES, ".npy", ".json", ".cls"):
+            parts[ending] = data
+    if parts:
+        yield _item(f"{name}: {key.lstrip('/')}", parts)
+
+
+def _rows(table: archives.Table, name: str, limit: int | None) -> Reading:
+    """The rows of an array file, a chunk at a time."""
+    n, turned = table.shape[0], False
+    if table.said:
+        said = _sidecar(table.said.encode(), name)
+        spec = _spec(name, **said.get("spec", {})) if isinstance(said.get("spec"), dict) else None
+        meta = said.get("meta")
+        if spec is None or not isinstance(meta, dict) or spec.shape != table.shape[1:]:
+            raise DataError(f"{name}: what it says of its samples is not understood")
+    else:
+        shape, levels, turned = _layout(table, name)
+        kind = "points" if levels is None else "image"
+        spec, meta = _spec(name, name=name, kind=kind, shape=shape, levels=levels, size=n), {}
+    if table.label is not None and (table.label.shape != (n,) or table.label.dtype.kind not in "iu"):
+        raise DataError(f"{name}: its labels must be {n} integers, not {table.label.dtype} {table.label.shape}")
+
+    def chunks() -> Iterator[Samples]:
+        end = n if limit is None else min(n, limit)
+        size = max(1, min(CHUNK, CHUNK_BYTES // max(1, spec.dims * table.dtype.itemsize)))
+        for start in range(0, end, size):
+            x = table.take(min(size, end - start))
+            x = np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if turned else x.reshape(len(x), *spec.shape)
+            label = None if table.label is None else table.label[start : start + len(x)].astype(np.int64)
+            yield Samples(_raw(x, spec.levels, name), label, start)
+
+    return Reading(spec, meta, chunks())
+
+
+def _layout(table: archives.Table, name: str) -> tuple[tuple[int, ...], int | None, bool]:
+    """(shape of a sample, levels, whether the channels come last) of an array from elsewhere."""
+    shape, kind = table.shape[1:], table.dtype.kind
+    if kind == "f" and len(shape) <= 1:
+        return shape or (1,), None, False
+    levels = 2 if kind == "b" else 256
+    if kind in "biu" and len(shape) == 2:
+        return (1, *shape), levels, False
+    if kind in "biu" and len(shape) == 3 and (shape[0] in (1, 3) or shape[2] in (1, 3)):
+        last = shape[0] not in (1, 3)
+        return (shape[2], shape[0], shape[1]) if last else shape, levels, last
+    what = f"{table.dtype} {_like(table.shape)}"
+    raise DataError(f"{name}: {what} is neither images (integers, n x C x H x W) nor points (floats, n x D)")
