@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from gencli import processes
+from gencli.console import UsageError
 from gencli.rng import Rng
 
 __all__ = ["CAPABILITIES", "Batch", "Config", "DataSpec", "Model", "Phase", "Step", "Stream", "capabilities", "every"]
@@ -118,24 +119,24 @@ class Step:
 
     def gather(self, x: Tensor) -> Tensor:
         """The global batch's rows of something that I hold my rows of."""
-        self._whole_batch()
-        return processes.gather(x)
+        return x if self._alone() else processes.gather(x)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over all processes of something that each has summed over its rows."""
-        self._whole_batch()
-        return processes.total(x)
+        return x if self._alone() else processes.total(x)
 
     def mean(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The mean over the global batch (over its masked rows), scaled so that the trainer's average is right."""
         if mask is None:
             return x.mean()
         mask = mask.to(x.dtype)
-        return (x * mask).sum() * processes.world() / self.total(mask.sum()).clamp_min(1)
+        return (x * mask).sum() * self.stride / self.total(mask.sum()).clamp_min(1)
 
-    def _whole_batch(self) -> None:
-        if self.stride != processes.world():
-            raise ValueError("this model couples the examples of a batch: train.accumulate must be 1")
+    def _alone(self) -> bool:
+        """Whether I hold the whole batch; UsageError if nobody can: micro-batches come one after another."""
+        if self.stride not in (1, processes.world()):
+            raise UsageError("this model couples the examples of a batch: train.accumulate must be 1")
+        return self.stride == 1
 
 
 Loss = Callable[[Any, Step], dict[str, Any]]
@@ -207,7 +208,7 @@ class Model(nn.Module):
     def prepare(self, b: Any, s: Step) -> None:
         """Called once before the first step with a global batch: data-dependent initialisation."""
 
-    def averaged(self) -> nn.Module | Sequence[nn.Module]:
+    def averaged(self) -> nn.Module | Sequence[nn.Module | nn.Parameter]:
         """The part whose parameters are averaged over steps (``train.ema``)."""
         return self
 

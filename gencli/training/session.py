@@ -1,0 +1,316 @@
+"""A training run from recipe to finished folder: checkpoints, evaluation, samples, signals, early stopping."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from gencli import __version__, checkpoint, console, data, pictures, sampling
+from gencli.console import DataError, GencliError, UsageError
+from gencli.contract import Model
+from gencli.metrics import likelihood
+from gencli.models import model_class
+from gencli.recipe import Recipe, check_model, dump
+from gencli.rng import seeded
+from gencli.run import Run
+from gencli.training.batches import Batches, match
+from gencli.training.trainer import Trainer
+
+__all__ = ["Interrupted", "Session", "choose_device", "settings"]
+
+
+class Interrupted(GencliError):
+    """A signal stopped the run after it was saved; ``exit_code`` is 128 + the signal's number."""
+
+    def __init__(self, signum: int, run: Path) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name}; everything is saved", hint=f"gencli train --resume {run}"
+        )
+        self.exit_code = 128 + signum
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a recipe: "auto" takes CUDA, then Apple's GPU, then the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0]}", hint="gencli doctor"
+        ) from None
+    return torch.device(name)
+
+
+@contextmanager
+def settings(recipe: Recipe) -> Iterator[torch.device]:
+    """Torch's global switches as the recipe asks for, and as they were afterwards."""
+    before = (torch.get_default_dtype(), torch.get_num_threads(), torch.get_float32_matmul_precision())
+    device = choose_device(recipe.device)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    if recipe.train.precision == "float64":
+        torch.set_default_dtype(torch.float64)
+    fast = recipe.train.precision in ("tf32", "bf16")
+    torch.set_float32_matmul_precision("high" if fast else "highest")
+    torch.backends.cudnn.allow_tf32 = fast
+    torch.backends.cudnn.benchmark = not recipe.train.deterministic
+    if recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield device
+    finally:
+        torch.set_default_dtype(before[0])
+        torch.set_num_threads(before[1])
+        torch.set_float32_matmul_precision(before[2])
+        torch.use_deterministic_algorithms(False)
+
+
+@dataclass
+class _Course:
+    """What a session remembers besides the trainer: all of it is in every checkpoint."""
+
+    best: dict[str, Any] | None = None
+    stale: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # lazy phases speak at some steps only
+
+
+class Session:
+    """Everything a run needs, built from its recipe; ``run`` is None for a dry run. Use inside ``settings``."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        cls, config = model_class(recipe.model.name), check_model(recipe)
+        part = recipe.data
+        self.train_data = data.load(part.name, "train", part.root, on_bad=part.on_bad)
+        self.val_data = data.load(part.name, "val", part.root, on_bad=part.on_bad)
+        streams = cls.streams(config)
+        match(recipe.model.name, streams, self.train_data)
+        n = self.train_data.size
+        if n is not None and n < 1:
+            raise DataError(f"{self.train_data.name}@train has no rows")
+        with seeded(recipe.seed, "init"):
+            try:
+                self.model: Model = cls(config, self.train_data.spec)
+            except ValueError as error:
+                raise UsageError(f"{recipe.model.name} on {self.train_data.name}: {error}") from None
+        train = recipe.train
+        layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        batches = Batches(
+            self.train_data,
+            streams,
+            seed=recipe.seed,
+            size=train.batch_size,
+            device=device,
+            channels_last=train.channels_last,
+        )
+        self.trainer = Trainer(self.model, train, batches, seed=recipe.seed, device=device)
+        self.course = _Course()
+        self.run: Run | None = None
+        self._signal = 0
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model learns."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    # ------------------------------------------------------------------ files
+
+    def start(self, run: Run) -> None:
+        """Begin in a new run folder."""
+        self.run = run
+        run.write_recipe(dump(self.recipe))
+        digests = {"train": self.train_data.digest, "val": self.val_data.digest}
+        run.update(
+            model=self.recipe.model.name,
+            data={"name": self.train_data.name, "digests": digests},
+            device=str(self.device),
+            threads=torch.get_num_threads(),
+            seed=self.recipe.seed,
+            parameters=self.parameters,
+            state="running",
+            step=0,
+            steps=self.recipe.train.steps,
+            best=None,
+        )
+
+    def resume(self, run: Run) -> None:
+        """Go on in a run folder from its newest checkpoint that verifies, or from the start if it has none."""
+        self.run = run
+        folder = checkpoint.latest(run.path, missing_ok=True)
+        if folder is not None:
+            state = checkpoint.load_state(folder, self.model)
+            self.trainer.restore(state.training, state.training_meta["trainer"], state.ema)
+            self.course = _Course(**state.training_meta["course"])
+            if self.course.best:
+                checkpoint.mark_best(run.path, **self.course.best)
+        run.truncate_metrics(self.trainer.number)
+        run.update(state="running", end=None, step=self.trainer.number, steps=self.recipe.train.steps)
+
+    def save(self) -> Path:
+        """A checkpoint of this very step."""
+        assert self.run is not None
+        number = self.trainer.number
+        folder = self.run.path / "checkpoints" / f"step-{number:06d}"
+        meta = {
+            "model": self.recipe.model.name,
+            "config": self.model.config.model_dump(mode="json"),
+            "spec": self.model.spec.model_dump(mode="json"),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "step": number,
+            "chunk": self.model.chunk,
+            "versions": {"gencli": __version__, "torch": torch.__version__},
+        }
+        checkpoint.save(
+            folder,
+            self.model,
+            meta=meta,
+            ema=self.trainer.ema or None,
+            training=self.trainer.tensors(),
+            training_meta={"trainer": self.trainer.facts(), "course": vars(self.course)},
+        )
+        if self.course.best and self.course.best["step"] == number:
+            checkpoint.mark_best(self.run.path, **self.course.best)
+        best = [self.course.best["step"]] if self.course.best else []
+        checkpoint.prune(self.run.path, keep=self.recipe.train.keep, protect=best)
+        self.run.update(step=number, best=self.course.best)
+        return folder
+
+    # ------------------------------------------------------------------ looking at the model
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """The val split's score with the averaged weights, by the verb's own code; None if the model has none."""
+        if self.model.likelihood is None:
+            return None
+        with self.trainer.evaluating() as model:
+            return likelihood.nll(model, self.val_data, seed=self.recipe.seed, limit=likelihood.ENDLESS)
+
+    def picture(self) -> Any:
+        """Samples from the same noise each time, as a picture (H, W, 3); None if the model draws none."""
+        if not hasattr(self.model, "sample"):
+            return None
+        with self.trainer.evaluating() as model:
+            chunks = list(sampling.draw(model, self.recipe.train.samples, seed=self.recipe.seed))
+        return sampling.picture(chunks, self.model.spec, beside=self.train_data)
+
+    # ------------------------------------------------------------------ the run
+
+    def fit(self, *, preview: bool = True) -> None:
+        """Train to the end of the recipe. Raises Interrupted or Diverged after saving what can be saved."""
+        assert self.run is not None
+        run, train = self.run, self.recipe.train
+        try:
+            with self._signals(), console.Progress(train.steps, run.path.name, start=self.trainer.number) as progress:
+                self._loop(progress, preview)
+        except BaseException as error:
+            state = {4: "diverged", 130: "interrupted", 143: "interrupted"}.get(
+                getattr(error, "exit_code", 1), "failed"
+            )
+            run.finish(state)
+            raise
+        run.finish("done")
+
+    def _loop(self, progress: Any, preview: bool) -> None:
+        assert self.run is not None
+        train, began = self.recipe.train, time.monotonic()
+        log_every = max(1, train.steps // 200)
+        logs: dict[str, float] = {}
+        while self.trainer.number < train.steps:
+            logs = self.trainer.step()
+            number = self.trainer.number
+            last = number == train.steps
+            self._count(logs)
+            if number % log_every == 0 or last:
+                mean = {k: v / self.course.counts[k] for k, v in self.course.sums.items()}
+                self.course.sums, self.course.counts = {}, {}
+                self.run.metric("train", number, **mean, time=round(time.monotonic() - began, 3))
+                progress.update(number, **{k: v for k, v in mean.items() if not k.endswith(("lr", "gradient_norm"))})
+            else:
+                progress.update(number)
+            if last or _due(number, train.evaluate_every):
+                stop = self._judge(number)
+            else:
+                stop = False
+            if last or stop or _due(number, train.sample_every):
+                self._show(number, preview)
+            if last or stop or self._signal or self._is_best(number) or _due(number, train.checkpoint_every):
+                self.save()
+            if stop and not last:
+                self.run.log(f"stopped at step {number}: no better for {train.patience} evaluations")
+                break
+            if self._signal:
+                raise Interrupted(self._signal, self.run.path)
+
+    def _count(self, logs: dict[str, float]) -> None:
+        for name, value in logs.items():
+            self.course.sums[name] = self.course.sums.get(name, 0.0) + value
+            self.course.counts[name] = self.course.counts.get(name, 0) + 1
+
+    def _is_best(self, number: int) -> bool:
+        return self.course.best is not None and self.course.best["step"] == number
+
+    def _judge(self, number: int) -> bool:
+        """Evaluate, remember the best, and say whether patience is at its end."""
+        assert self.run is not None
+        row = self.evaluate()
+        if row is None:
+            return False
+        metric = "bits_per_dim" if "bits_per_dim" in row else "nats"
+        self.run.metric("eval", number, data=row["data"], **{metric: row[metric]})
+        self.run.log(f"step {number}: {metric} {row[metric]:.4f} on {row['data']}")
+        best = self.course.best["value"] if self.course.best else math.inf
+        if row[metric] < best:  # never so for NaN
+            self.course.best = {"step": number, "metric": metric, "value": row[metric]}
+            self.course.stale = 0
+        else:
+            self.course.stale += 1
+        patience = self.recipe.train.patience
+        return patience is not None and self.course.stale >= patience
+
+    def _show(self, number: int, preview: bool) -> None:
+        assert self.run is not None
+        image = self.picture()
+        if image is not None:
+            pictures.save_png(self.run.path / "samples" / f"step-{number:06d}.png", image)
+            if preview:
+                console.preview(image)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM finish the step, save and stop; a second one stops at once."""
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            if self._signal:
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
+            self._signal = signum
+            console.say(f"{signal.Signals(signum).name}: finishing the step and saving (again to stop at once)")
+
+        before: dict[int, Callable[..., Any] | int | None] = {}
+        try:
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                before[signum] = signal.signal(signum, note)
+        except ValueError:  # not in the main thread: the caller handles signals
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _due(number: int, every: int | None) -> bool:
+    return every is not None and number % every == 0

@@ -1,0 +1,152 @@
+"""Runs in real folders: a run that was stopped, and one that was killed, end in the bytes of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gencli.console import Diverged
+from gencli.models import TABLE, Entry
+from gencli.recipe import Recipe
+from gencli.run import Run, read_record
+from gencli.training.session import Interrupted, Session, settings
+from gencli.training.trainer import Trainer
+from tests.contract_cases import StyleGAN
+
+STEPS, STOP = 16, 9
+MODELS: dict[str, dict[str, Any]] = {
+    "vae": {"latents": 2, "hidden": [8]},
+    "wgan-gp": {"hidden": [8], "critic_steps": 2},
+    "stylegan": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def _stylegan_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Entry("stylegan", f"{StyleGAN.__module__}:StyleGAN", "gans", "", "", 2019, "", ("samples",))
+    monkeypatch.setitem(TABLE, "stylegan", entry)
+    monkeypatch.setenv("GENCLI_QUIET", "1")
+
+
+def recipe(name: str, **train: Any) -> Recipe:
+    parts = {"steps": STEPS, "batch_size": 8, "ema": 0.9, "samples": 4, "checkpoint_every": 6, "evaluate_every": 4}
+    data = "points/moons" if name == "wgan-gp" else "digits"
+    return Recipe.model_validate(
+        {"model": {"name": name, **MODELS[name]}, "data": {"name": data}, "train": parts | train, "device": "cpu"}
+    )
+
+
+def train(made: Recipe, folder: Path, resume: bool = False) -> None:
+    with settings(made) as device, Run.open(folder) if resume else Run.create(out=folder) as run:
+        session = Session(made, device)
+        (session.resume if resume else session.start)(run)
+        session.fit(preview=False)
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, but for the clock."""
+    found: dict[str, Any] = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for part in ("checkpoints", "samples")
+        for path in sorted((folder / part).rglob("*"))
+        if path.is_file()
+    }
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    found["metrics"] = [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+    record = read_record(folder)
+    return found | {key: record[key] for key in ("state", "step", "best", "parameters")}
+
+
+def fall(patch: pytest.MonkeyPatch, at: int, how: str = "killed") -> None:
+    """Let the next session be stopped by a signal, or fall dead, in step ``at``."""
+    step = Trainer.step
+
+    def fatal(self: Trainer) -> dict[str, float]:
+        if self.number + 1 == at:
+            if how == "killed":
+                raise MemoryError
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    patch.setattr(Trainer, "step", fatal)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_an_interrupted_run_ends_like_another(name: str, how: str, tmp_path: Path, monkeypatch: Any) -> None:
+    made = recipe(name)
+    train(made, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(MemoryError if how == "killed" else Interrupted) as caught:
+        fall(patch, STOP, how)
+        train(made, tmp_path / "parts")
+    saved = sorted(p.name for p in (tmp_path / "parts" / "checkpoints").glob("step-*"))
+    if how == "stopped":
+        assert caught.value.exit_code == 128 + signal.SIGTERM
+        assert saved[-1] == f"step-{STOP:06d}"
+        assert read_record(tmp_path / "parts")["state"] == "interrupted"
+    torch.manual_seed(3)
+    train(made, tmp_path / "parts", resume=True)
+    whole, parts = outcome(tmp_path / "whole"), outcome(tmp_path / "parts")
+    assert whole["state"] == "done"
+    last = [key for key in whole if not key.startswith("checkpoints") or f"step-{STEPS:06d}" in key]
+    assert len(last) >= 8
+    for key in last:
+        assert parts[key] == whole[key], key
+
+
+def test_evaluation_and_samples_change_no_weight(tmp_path: Path) -> None:
+    train(recipe("vae"), tmp_path / "seen")
+    train(recipe("vae", evaluate_every=None, sample_every=3, checkpoint_every=None), tmp_path / "blind")
+    name = f"checkpoints/step-{STEPS:06d}/training.safetensors"
+    header = 8 + int.from_bytes(outcome(tmp_path / "seen")[name][:8], "little")  # its metadata names the best step
+    other = 8 + int.from_bytes(outcome(tmp_path / "blind")[name][:8], "little")
+    assert outcome(tmp_path / "seen")[name][header:] == outcome(tmp_path / "blind")[name][other:]
+
+
+def test_means_of_a_lazy_phase_are_over_its_own_steps(tmp_path: Path, monkeypatch: Any) -> None:
+    fall(monkeypatch, 33)
+    with pytest.raises(MemoryError):
+        train(recipe("stylegan", steps=400), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(2, 33, 2))
+    assert [row.get("r1.lr") for row in rows] == [1e-3 if k % 8 == 0 else None for k in range(16)]
+
+
+def test_a_divergence_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    def explode(self: Any, b: Any, s: Any) -> dict[str, Any]:
+        return {"loss": sum(p.sum() for p in self.parameters()) * float("inf")}
+
+    monkeypatch.setattr("gencli.models.latent.vae.VAE.loss", explode)
+    with pytest.raises(Diverged, match="model at step 0"):
+        train(recipe("vae"), tmp_path / "run")
+    assert read_record(tmp_path / "run")["state"] == "diverged"
+
+
+def test_sigterm_saves_and_exits_with_143(tmp_path: Path) -> None:
+    made = tmp_path / "r.yaml"
+    made.write_text(
+        "model: {name: vae, latents: 2, hidden: [8]}\ndata: {name: digits}\nthreads: 1\ndevice: cpu\n"
+        "train: {steps: 100000, batch_size: 8, samples: 4}\n"
+    )
+    command = [sys.executable, "-m", "gencli", "train", str(made), "--out", str(tmp_path / "run"), "--no-preview"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    assert out == ""
+    assert f"gencli train --resume {tmp_path / 'run'}" in err
+    record = read_record(tmp_path / "run")
+    assert record["state"] == "interrupted"
+    assert (tmp_path / "run" / "checkpoints" / f"step-{record['step']:06d}" / "manifest.json").exists()
