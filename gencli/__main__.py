@@ -1,0 +1,7 @@
+"""``python -m gencli``."""
+
+import sys
+
+from gencli.cli import main
+
+sys.exit(main())

@@ -1,0 +1,45 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["DataName", "DataRoot", "Device", "Json", "Out", "Overrides", "RunName", "Seed", "Weights", "load_run"]
+
+RunName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RUN",
+        help="A run folder, its number, a checkpoint or a .safetensors file; the latest run without it.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as model.channels=32.")
+]
+Out = Annotated[
+    str,
+    typer.Option("-o", "--out", help="Where to: .png, .gif, .npz, .safetensors, .tar, a folder, or - for a stream."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, also on a terminal.")]
+Weights = Annotated[str, typer.Option(help="ema (averaged, where the run averaged) or raw.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+DataName = Annotated[str | None, typer.Option("--data", help="A data set's name, or a path; the run's own without it.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Folder of standard data sets, in torchvision's layout.", envvar="GENCLI_DATA")
+]
+
+
+def load_run(run: str | None, weights: str, device: str) -> Any:
+    """The ``checkpoint.Loaded`` model of a run, its number, a checkpoint, a file, or of the latest run."""
+    from gencli import checkpoint
+    from gencli.console import UsageError
+    from gencli.run import find
+    from gencli.training.session import choose_device
+
+    if weights not in ("ema", "raw"):
+        raise UsageError(f"--weights {weights!r}: it is ema or raw")
+    return checkpoint.load(find(run), weights=weights, device=str(choose_device(device)))

@@ -1,0 +1,94 @@
+"""gencli sample."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gencli.commands.options import Device, Out, RunName, Seed, Weights
+
+__all__ = ["parse_options", "sample"]
+
+
+def sample(
+    run: RunName = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Sampling options of the model, such as temperature=0.9."),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 64,
+    out: Out = "samples.png",
+    seed: Seed = 0,
+    labels: Annotated[str | None, typer.Option(help="Classes, such as 3 or 0,1,2 or cat,dog: taken in turn.")] = None,
+    weights: Weights = "ema",
+    device: Device = "auto",
+) -> None:
+    """gencli sample -n 64 -o grid.png
+
+    Draw samples from a run (the latest without a name). Sample i is the same whatever -n is. `-o -` writes a tar
+    stream of pictures with a JSON sidecar each: `gencli sample -n 500 -o - | tar t`.
+    """
+    from gencli import console, streams
+    from gencli.commands.options import load_run
+    from gencli.console import UsageError
+    from gencli.sampling import check_options, draw
+
+    if run is not None and "=" in run:
+        run, options = None, [run, *(options or [])]
+    loaded = load_run(run, weights, device)
+    if not hasattr(loaded.model, "sample"):
+        raise UsageError(f"{loaded.meta['model']} draws no samples", hint="gencli models lists what each model can do")
+    chosen = parse_options(options or [])
+    check_options(loaded.model.sample, chosen)
+    spec = loaded.model.spec
+    chunks = draw(
+        loaded.model,
+        n,
+        seed=seed,
+        labels=parse_labels(labels, spec.classes),
+        options=chosen,
+        chunk=loaded.meta["chunk"],
+    )
+    meta = {"model": loaded.meta["model"], "step": loaded.meta["step"], "seed": seed, "weights": loaded.weights}
+    with console.Progress(n, "sample", unit="sample") as progress:
+        streams.write(out, _counted(chunks, progress), spec, meta, n)
+    if out != "-":
+        console.say(f"{n} samples in {out}")
+
+
+def _counted(chunks: Any, progress: Any) -> Any:
+    for chunk in chunks:
+        yield chunk
+        progress.update(chunk.first + len(chunk.x))
+
+
+def parse_options(words: list[str]) -> dict[str, Any]:
+    """``temperature=0.9`` and the like; UsageError for a word without "=" or a value that is no scalar."""
+    from gencli.console import UsageError
+    from gencli.strict_yaml import scalar
+
+    parsed = {}
+    for word in words:
+        key, sign, text = word.partition("=")
+        if not sign or not key:
+            raise UsageError(f"{word!r} is no KEY=VALUE")
+        parsed[key] = scalar(text)
+    return parsed
+
+
+def parse_labels(text: str | None, classes: tuple[str, ...]) -> list[int] | None:
+    """``3``, ``0,1,2`` or class names; UsageError for an unknown one."""
+    from gencli.console import UsageError, nearest
+
+    if text is None:
+        return None
+    found = []
+    for word in text.split(","):
+        if word in classes:
+            found.append(classes.index(word))
+        elif word.isdigit() and int(word) < len(classes):
+            found.append(int(word))
+        else:
+            raise UsageError(f"unknown class {word!r}{nearest(word, classes)}: the classes are {', '.join(classes)}")
+    return found

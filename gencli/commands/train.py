@@ -1,0 +1,167 @@
+"""gencli train."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gencli.commands.options import Overrides
+
+__all__ = ["train", "train_recipe"]
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="pixelcnn, pixelcnn/paper, or a .yaml file: see gencli recipes ls."),
+    ] = None,
+    overrides: Overrides = None,
+    data: Annotated[str | None, typer.Option(help="A data set's name, or a path.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of standard data sets.", envvar="GENCLI_DATA")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; runs/NNNN-... without it.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
+    init_from: Annotated[str | None, typer.Option(help="Begin with the weights of this run or checkpoint.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe, sizes, time and memory, and stop.")
+    ] = False,
+    preview: Annotated[bool, typer.Option(help="Show small samples in the terminal.")] = True,
+) -> None:
+    """gencli train pixelcnn
+
+    Train a recipe. Prints the run's folder on stdout, alone: `gencli sample $(gencli train vae) -o v.png` works.
+    Every value of the recipe can be set by KEY=VALUE: `gencli train vae model.latents=32 train.ema=0.999`.
+    """
+    from gencli.console import UsageError
+    from gencli.recipe import load
+
+    options = {
+        "data.name": data,
+        "data.root": str(data_root) if data_root else None,
+        "train.steps": steps,
+        "train.batch_size": batch_size,
+        "train.lr": lr,
+        "seed": seed,
+        "device": device,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    if resume is not None:
+        words = ([recipe] if recipe else []) + (overrides or [])
+        if out or init_from or any("=" not in w for w in words):
+            raise UsageError("--resume takes a run, and overrides alone", hint=f"gencli train --resume {resume}")
+        print(_resume(resume, words, given, preview))
+        return
+    if recipe is None or "=" in recipe:
+        raise UsageError("which recipe? for example: gencli train pixelcnn", hint="gencli recipes ls")
+    resolved = load(recipe, overrides or [], given, model=True)
+    if dry_run:
+        _dry_run(resolved)
+        return
+    print(train_recipe(resolved, out=out, init_from=init_from, preview=preview))
+
+
+def train_recipe(recipe: Any, *, out: Path | None = None, init_from: str | None = None, preview: bool = True) -> Path:
+    """Train ``recipe`` in a new run folder and return the folder."""
+    from gencli.run import Run
+    from gencli.training.session import Session, settings
+
+    with settings(recipe) as device:
+        session = Session(recipe, device)
+        if init_from is not None:
+            _initialise(session.model, init_from)
+        name = f"{recipe.model.name}-{Path(recipe.data.name).name}"
+        with Run.create(name=name, out=out) as run:
+            session.start(run)
+            _fit(session, preview)
+            return run.path
+
+
+def _initialise(model: Any, what: str) -> None:
+    """Give ``model`` the averaged weights of another run or checkpoint of the same shape."""
+    from gencli import checkpoint
+    from gencli.console import UsageError
+    from gencli.run import find
+
+    state = checkpoint.load(find(what)).model.state_dict()
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UsageError(f"--init-from {what}: its weights do not fit this model: {reason}") from None
+
+
+def _resume(what: str, words: list[str], options: dict[str, Any], preview: bool) -> Path:
+    from gencli.console import UsageError
+    from gencli.recipe import digest, load
+    from gencli.run import Run, find
+    from gencli.training.session import Session, settings
+
+    path = find(what)
+    before, recipe = load(str(path)), load(str(path), words, options, model=True)
+    if digest(before) != digest(recipe):
+        raise UsageError(
+            "this would change what the run has been so far", hint="gencli train --init-from RUN starts anew"
+        )
+    with settings(recipe) as device, Run.open(path) as run:
+        session = Session(recipe, device)
+        session.resume(run)
+        _fit(session, preview)
+        return path
+
+
+def _fit(session: Any, preview: bool) -> None:
+    """Train, and say at the end what came out and what to do with it."""
+    from gencli import console
+    from gencli.metrics.likelihood import independent_pixels
+
+    run, began = session.run, time.monotonic()
+    recipe = session.recipe
+    console.say(
+        f"{recipe.model.name} on {session.train_data.name}: {session.parameters:,} parameters, "
+        f"{recipe.train.steps} steps of {recipe.train.batch_size}, {session.device}, {run.path}"
+    )
+    session.fit(preview=preview)
+    console.say(f"trained in {time.monotonic() - began:.0f} s; picture: {run.path}/samples")
+    best = session.course.best
+    if best is not None:
+        line = f"{best['metric'].replace('_', ' ')} {best['value']:.4f} on {session.val_data.name}@val (step {best['step']})"
+        if best["metric"] == "bits_per_dim":
+            line += f"; independent pixels {independent_pixels(session.train_data, session.val_data):.4f}"
+        console.say(line)
+    console.say(f"next: gencli sample {run.path} -n 64 -o grid.png" + ("; gencli eval nll" if best else ""))
+
+
+def _dry_run(recipe: Any) -> None:
+    """Print the recipe, and on stderr what it would take, from a few measured steps."""
+    import resource
+
+    from gencli import console
+    from gencli.recipe import dump
+    from gencli.training.session import Session, settings
+
+    print(dump(recipe), end="")
+    with settings(recipe) as device:
+        session = Session(recipe, device)
+        for name, part in session.model.named_children():
+            console.say(f"{sum(p.numel() for p in part.parameters()):>12,}  {name}")
+        console.say(f"{session.parameters:>12,}  parameters in all")
+        session.trainer.step()
+        began = time.monotonic()
+        for _ in range(3):
+            session.trainer.step()
+        each = (time.monotonic() - began) / 3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    if device.type == "cuda":
+        import torch
+
+        peak = torch.cuda.max_memory_allocated() / 1e9
+    console.say(
+        f"about {each * recipe.train.steps:.0f} s of training steps on {device} and {peak:.1f} GB (from 3 steps)"
+    )
