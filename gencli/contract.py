@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -183,6 +183,12 @@ class Model(nn.Module):
     """Base of every model. One objective needs ``loss`` alone; a game lists phases."""
 
     Config: ClassVar[type[Config]] = Config
+    if TYPE_CHECKING:  # capabilities are methods that a model has or lacks
+        sample: Callable[..., Tensor]
+        log_prob: Callable[..., Tensor]
+        prior: Callable[..., Tensor]
+        decode: Callable[..., Tensor]
+        encode: Callable[..., Tensor]
     # what log_prob returns, named wherever the number is printed
     likelihood: ClassVar[Literal["exact", "lower bound", "estimate", "density"] | None] = None
     # examples a sampler or an evaluation computes at once; part of the checkpoint, since bits depend on it

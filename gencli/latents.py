@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,7 +64,7 @@ def bilinear(model: Any, a: Tensor, b: Tensor, c: Tensor, d: Tensor, steps: int,
     return torch.cat([walk(model, left[i], right[i], steps, path) for i in range(steps)])
 
 
-def ends(model: Any, n: int, images: Sequence[Path], *, seed: int) -> Tensor:
+def ends(model: Any, n: int, images: Sequence[str], *, seed: int) -> Tensor:
     """``n`` latents drawn from the prior, or those of ``images``."""
     device = next(model.parameters()).device
     rows = range(len(images) or n)

@@ -35,7 +35,8 @@ def sample(
     from gencli.sampling import check_options, draw
 
     if run is not None and "=" in run:
-        run, options = None, [run, *(options or [])]
+        options = [run, *(options or [])]
+        run = None
     loaded = load_run(run, weights, device)
     if not hasattr(loaded.model, "sample"):
         raise UsageError(f"{loaded.meta['model']} draws no samples", hint="gencli models lists what each model can do")

@@ -59,7 +59,7 @@ def nll(model: Model, source: Any, *, seed: int = 0, limit: int | None = None) -
     row: dict[str, Any] = {
         "metric": "nll",
         "data": f"{source.name}@{source.split}",
-        "kind": {"lower bound": "upper bound (of a lower bound on log p)"}.get(model.likelihood, model.likelihood),
+        "kind": "upper bound" if model.likelihood == "lower bound" else model.likelihood,  # -log p <= -ELBO
         "nats": mean,
         "stderr": error,
         "nats_per_dim": mean / model.spec.dims,
