@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gencli.console import UsageError
 from gencli.contract import Batch, DataSpec, Step
 from gencli.models.autoregressive.pixelcnn import Cached, PixelCNN
-from gencli.nn.causal import CausalConv2d, HorizontalConv2d, Naive, VerticalConv2d, centre, invert_cdf
+from gencli.nn.causal import CausalConv2d, ColourNorm, HorizontalConv2d, Naive, VerticalConv2d, centre, invert_cdf
 from gencli.nn.dropout import Dropout, name_layers
 from gencli.rng import Keys, Rng, SampleRng, seeded, using
 
@@ -22,6 +22,8 @@ CASES = [
     ("single", 1, "joint"),
     ("single", 3, "joint"),
     ("single", 3, "independent"),
+    ("normed", 1, "joint"),
+    ("normed", 3, "joint"),
 ]
 cases = pytest.mark.parametrize(("stacks", "C", "colours"), CASES)
 
@@ -36,6 +38,8 @@ def float64():
 def build(shape: tuple[int, ...], levels: int = 2, scale: float = 2.0, **config) -> PixelCNN:
     """A model whose weights are far from their start, so that its probabilities are far from uniform."""
     spec = DataSpec(name="test", kind="image", shape=shape, levels=levels, classes=("a", "b", "c"))
+    if config.get("stacks") == "normed":
+        config = {"channels": 6, **config, "stacks": "single", "layer_norm": True}
     with seeded("test"):
         model = PixelCNN(
             PixelCNN.Config(**{"channels": 7, "layers": 2, "head": 8, "first_kernel": 5, **config}), spec
@@ -43,6 +47,9 @@ def build(shape: tuple[int, ...], levels: int = 2, scale: float = 2.0, **config)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(scale)
+        for norm in (m for m in model.modules() if isinstance(m, ColourNorm)):
+            norm.bias.copy_(torch.linspace(-0.3, 0.4, len(norm.bias)))
+            norm.weight.add_(norm.bias)
     return model
 
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 __all__ = [
     "CausalConv2d",
     "Chain",
+    "ColourNorm",
     "HorizontalConv2d",
     "Line",
     "Naive",
@@ -129,6 +130,29 @@ class CausalConv2d(nn.Module):
         return F.conv2d(F.pad(x, (0, 0, self.k // 2, 0)), weight, self.left.bias, padding=(0, self.k // 2))
 
 
+class ColourNorm(nn.Module):
+    """LayerNorm of each pixel's features, those of each colour by themselves: no colour may learn of a later one.
+
+    Layer Normalization, Ba, Kiros, Hinton, 2016, arXiv 1607.06450.
+    """
+
+    def __init__(self, channels: int, colours: int) -> None:
+        super().__init__()
+        if channels % colours:
+            raise ValueError(f"{channels} channels do not divide among {colours} colours, as LayerNorm needs")
+        self.colours = colours
+        self.weight = nn.Parameter(torch.ones(channels // colours))
+        self.bias = nn.Parameter(torch.zeros(channels // colours))
+
+    def one(self, x: Tensor) -> Tensor:
+        """Features (..., features of one colour), normalised."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, H, W) to the same."""
+        return self.one(x.permute(0, 2, 3, 1).unflatten(-1, (self.colours, -1))).flatten(-2).permute(0, 3, 1, 2)
+
+
 class Rows:
     """All that a sampler knows so far of the input (n, n_in, H, W) of a :class:`VerticalConv2d`, row by row."""
 
@@ -179,8 +203,8 @@ class Line:
 class Chain:
     """Convolutions with ReLUs between them, in a sampler: a row at a time for the rows above, the rest pixel by pixel.
 
-    ``extra``: what to add to the first convolutions' biases (n, 1, n_out). ``lines[0]`` holds the input and
-    ``pixels[g][j]`` (n, outputs of colour g) the output.
+    ``extra``: what to add to the first convolutions' biases (n, 1, n_out); ``norms``: what stands between the first
+    convolutions and their ReLUs. ``lines[0]`` holds the input and ``pixels[g][j]`` (n, outputs of colour g) the output.
     """
 
     def __init__(
@@ -191,11 +215,13 @@ class Chain:
         width: int,
         colours: int,
         extra: Sequence[Tensor] = (),
+        norms: Sequence[ColourNorm] = (),
     ) -> None:
         horizontal = [c.left if isinstance(c, CausalConv2d) else c for c in convs]
         self.rows = [Rows(c.above, n, height, width) if isinstance(c, CausalConv2d) else None for c in convs]
         self.lines = [Line(c, n, width, colours) for c in horizontal]
         self.bias = [line.bias + extra[k] if k < len(extra) else line.bias for k, line in enumerate(self.lines)]
+        self.norms = [*norms, *[None] * (len(convs) - len(norms))]
         self.out = self.lines[0].row.new_empty(n, width, len(horizontal[-1].bias))
         self.pixels = by_colour(self.out, colours)
 
@@ -211,9 +237,11 @@ class Chain:
 
     def pixel(self, j: int, g: int) -> None:
         """All features of colour g at pixel j of the row."""
-        for line, below in pairwise(self.lines):
+        for (line, below), norm in zip(pairwise(self.lines), self.norms):
             x = below.pixels[g][j]
             line.add(x, j, g)
+            if norm is not None:
+                x.copy_(norm.one(x))
             x.relu_()
         self.lines[-1].add(self.pixels[g][j], j, g)
 

@@ -30,6 +30,7 @@ from gencli.contract import Config, DataSpec, Model, Step, Stream
 from gencli.nn.causal import (
     CausalConv2d,
     Chain,
+    ColourNorm,
     HorizontalConv2d,
     Line,
     Naive,
@@ -58,6 +59,7 @@ class PixelCNNConfig(Config):
     kernel: int = Field(3, ge=1, description="width of the other layers' kernels, odd")
     head: int | None = Field(None, ge=1, description="features between the two last 1x1 convolutions; null = channels")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the outputs of all gates (or ReLUs)")
+    layer_norm: bool = Field(False, description="LayerNorm before the ReLUs of the single stack, as the course has it")
     conditional: bool = Field(False, description="condition on the class by V^T h in every layer (eq. 4)")
     colours: Literal["joint", "independent"] = Field(
         "joint", description="G sees R and B sees R and G of its pixel, or colours are independent given earlier pixels"
@@ -170,12 +172,15 @@ class SingleStack(nn.Module):
             CausalConv2d(n, p, k, centre(n, p, colours, strict=i == 0)) for i, (n, k) in enumerate(zip(widths, ks))
         )
         self.V = nn.ModuleList(nn.Linear(classes, p, bias=False) for _ in widths if classes)
+        self.norms = nn.ModuleList(ColourNorm(p, colours) for _ in range(c.layers if c.layer_norm else 0))
         self.dropout = nn.ModuleList(Dropout(c.dropout) for _ in widths)
 
     def forward(self, x: Tensor, h: Tensor | None) -> Tensor:
         """As :meth:`GatedStacks.forward`."""
         for i, conv in enumerate(self.convs):
             x = conv(x) if h is None else conv(x) + self.V[i](h)[:, :, None, None]
+            if i < len(self.norms):
+                x = self.norms[i](x)
             x = self.dropout[i](x.relu())
         return x
 
@@ -275,7 +280,8 @@ class Cached:
             tail = Chain(head, n, H, W, model.colours)
             self.parts = [GatedCache(stack, tail.lines[0], H, h), tail]
         else:
-            self.parts = [Chain([*stack.convs, *head], n, H, W, model.colours, [V(h)[:, None] for V in stack.V])]
+            labels = [V(h)[:, None] for V in stack.V]
+            self.parts = [Chain([*stack.convs, *head], n, H, W, model.colours, labels, list(stack.norms))]
 
     def logits(self, i: int, j: int, g: int) -> Tensor:
         for part in self.parts:
