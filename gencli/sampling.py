@@ -27,8 +27,10 @@ def scope(rng: SampleRng) -> Iterator[SampleRng]:
 
 
 def raw(x: Tensor, spec: DataSpec) -> np.ndarray[Any, Any]:
-    """What ``sample`` or ``decode`` returned, as raw levels or points on the CPU."""
-    return (spec.unscale(x) if x.is_floating_point() else x).cpu().numpy()
+    """What ``sample`` or ``decode`` returned, as raw levels (uint8, int16 above 256) or points on the CPU."""
+    if x.is_floating_point():
+        return spec.unscale(x).cpu().numpy()
+    return x.to(torch.uint8 if spec.levels is not None and spec.levels <= 256 else torch.int16).cpu().numpy()
 
 
 def labels_for(spec: DataSpec, rows: Sequence[int], wanted: Sequence[int] | None, device: Any = "cpu") -> Tensor:
@@ -80,12 +82,13 @@ def draw(
 
 
 def picture(chunks: Sequence[Samples], spec: DataSpec, beside: Any = None) -> np.ndarray[Any, Any]:
-    """Samples as one picture (H, W, 3): a grid of images, or a scatter of points beside as many of the data's."""
+    """Samples as one picture (H, W, 3): a grid of images; points (many: their density) beside the data."""
     from gencli import pictures
 
     x = np.concatenate([chunk.x for chunk in chunks])
     if spec.kind == "points":
-        data = None if beside is None else beside.rows(torch.arange(len(x)))["x"].numpy()
-        return pictures.scatter(x, data)
+        rows = len(x) if beside is None or beside.size is None else min(len(x), beside.size)
+        data = None if beside is None else beside.rows(torch.arange(rows))["x"].numpy()
+        return (pictures.scatter if len(x) < 1000 else pictures.density)(x, data)
     assert spec.levels is not None
     return pictures.grid(x, spec.levels)

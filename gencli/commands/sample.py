@@ -29,10 +29,10 @@ def sample(
     Draw samples from a run (the latest without a name). Sample i is the same whatever -n is. `-o -` writes a tar
     stream of pictures with a JSON sidecar each: `gencli sample -n 500 -o - | tar t`.
     """
-    from gencli import console, streams
+    from gencli import console, pictures, streams
     from gencli.commands.options import load_run
     from gencli.console import UsageError
-    from gencli.sampling import check_options, draw
+    from gencli.sampling import check_options, draw, picture
 
     if run is not None and "=" in run:
         options = [run, *(options or [])]
@@ -53,9 +53,25 @@ def sample(
     )
     meta = {"model": loaded.meta["model"], "step": loaded.meta["step"], "seed": seed, "weights": loaded.weights}
     with console.Progress(n, "sample", unit="sample") as progress:
-        streams.write(out, _counted(chunks, progress), spec, meta, n)
+        counted = _counted(chunks, progress)
+        if spec.kind == "points" and out.endswith(".png"):
+            pictures.save_png(out, picture(list(counted), spec, beside=_data_of(loaded)))
+        else:
+            streams.write(out, counted, spec, meta, n)
     if out != "-":
         console.say(f"{n} samples in {out}")
+
+
+def _data_of(loaded: Any) -> Any:
+    """What the run learned from, to be shown beside its samples; None where it is not at hand."""
+    from gencli import data
+    from gencli.console import GencliError
+
+    part = loaded.meta["recipe"]["data"]
+    try:
+        return data.load(part["name"], "train", part["root"])
+    except GencliError:
+        return None
 
 
 def _counted(chunks: Any, progress: Any) -> Any:

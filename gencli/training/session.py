@@ -228,7 +228,7 @@ class Session:
         train, began = self.recipe.train, time.monotonic()
         log_every = max(1, train.steps // 200)
         logs: dict[str, float] = {}
-        while self.trainer.number < train.steps:
+        while self.trainer.number < train.steps and not self._out_of_patience:
             logs = self.trainer.step()
             number = self.trainer.number
             last = number == train.steps
@@ -241,17 +241,15 @@ class Session:
             else:
                 progress.update(number)
             if last or _due(number, train.evaluate_every):
-                stop = self._judge(number)
-            else:
-                stop = False
+                self._judge(number)
+            stop = self._out_of_patience
             if last or stop or _due(number, train.sample_every):
                 self._show(number, preview)
             if last or stop or self._signal or self._is_best(number) or _due(number, train.checkpoint_every):
                 self.save()
             if stop and not last:
                 self.run.log(f"stopped at step {number}: no better for {train.patience} evaluations")
-                break
-            if self._signal:
+            elif self._signal and not last:
                 raise Interrupted(self._signal, self.run.path)
 
     def _count(self, logs: dict[str, float]) -> None:
@@ -262,12 +260,18 @@ class Session:
     def _is_best(self, number: int) -> bool:
         return self.course.best is not None and self.course.best["step"] == number
 
-    def _judge(self, number: int) -> bool:
-        """Evaluate, remember the best, and say whether patience is at its end."""
+    @property
+    def _out_of_patience(self) -> bool:
+        """Whether the score has not improved for as many evaluations as the recipe allows: state, so a resume knows."""
+        patience = self.recipe.train.patience
+        return patience is not None and self.course.stale >= patience
+
+    def _judge(self, number: int) -> None:
+        """Evaluate, and remember the best."""
         assert self.run is not None
         row = self.evaluate()
         if row is None:
-            return False
+            return
         metric = "bits_per_dim" if "bits_per_dim" in row else "nats"
         self.run.metric("eval", number, data=row["data"], **{metric: row[metric]})
         self.run.log(f"step {number}: {metric} {row[metric]:.4f} on {row['data']}")
@@ -277,8 +281,6 @@ class Session:
             self.course.stale = 0
         else:
             self.course.stale += 1
-        patience = self.recipe.train.patience
-        return patience is not None and self.course.stale >= patience
 
     def _show(self, number: int, preview: bool) -> None:
         assert self.run is not None

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -281,7 +281,11 @@ class Cached:
             self.parts = [GatedCache(stack, tail.lines[0], H, h), tail]
         else:
             labels = [V(h)[:, None] for V in stack.V]
-            self.parts = [Chain([*stack.convs, *head], n, H, W, model.colours, labels, list(stack.norms))]
+            self.parts = [
+                Chain(
+                    [*stack.convs, *head], n, H, W, model.colours, labels, cast("list[ColourNorm]", list(stack.norms))
+                )
+            ]
 
     def logits(self, i: int, j: int, g: int) -> Tensor:
         for part in self.parts:
