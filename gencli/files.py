@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical", "sync_folder", "write_bytes", "write_json", "write_text"]
+__all__ = ["canonical", "naming", "sync_folder", "write_bytes", "write_json", "write_text"]
 
 
 def canonical(value: Any) -> str:
@@ -26,9 +27,23 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name ``path``: a full disk does not say whose file it was."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def write_bytes(path: Path | str, data: bytes | memoryview) -> None:
     """Replace ``path`` by ``data``. A crash at any instant leaves the old file or the new one, never a part."""
-    path = Path(path)
+    with naming(Path(path)):
+        _replace(Path(path), data)
+
+
+def _replace(path: Path, data: bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

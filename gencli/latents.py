@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gencli.console import UsageError
+from gencli.console import UsageError, nearest
 from gencli.rng import SampleRng
 from gencli.sampling import scope
 from gencli.streams import read_images
@@ -49,7 +49,7 @@ def between(model: Any, z0: Tensor, z1: Tensor, t: Tensor, path: str) -> Tensor:
             raise UsageError("this model has no path of its own: --path is slerp or lerp")
         return model.path(z0, z1, t)
     if path not in PATHS:
-        raise UsageError(f"unknown path {path!r}: it is slerp, lerp or model")
+        raise UsageError(f"unknown path {path!r}{nearest(path, PATHS)}: it is slerp, lerp or model")
     return PATHS[path](z0, z1, t)
 
 
@@ -73,4 +73,7 @@ def ends(model: Any, n: int, images: Sequence[str], *, seed: int) -> Tensor:
             return model.prior(rng)
         if not hasattr(model, "encode"):
             raise UsageError("this model has no encoder: leave out --from and --to")
-        return model.encode(torch.from_numpy(read_images(images, model.spec)).to(device), rng)
+        x = read_images(images, model.spec)
+        if len(x) != len(images):
+            raise UsageError(f"{' and '.join(images)} hold {len(x)} pictures: a walk has one at either end")
+        return model.encode(torch.from_numpy(x).to(device), rng)

@@ -233,7 +233,7 @@ def _centres(low: float, high: float, bins: int) -> Array:
 
 def _cell_size(limits: Limits, n: int) -> float:
     """The side of square cells, so many that ``n`` rows fill a fair share of them."""
-    return max(high - low for low, high in limits) / float(np.clip(math.sqrt(n) / 1.6, 16, 128))
+    return max(high - low for low, high in limits) / float(np.clip(math.sqrt(n) * 1.2, 16, 128))
 
 
 def _counts(rows: Array, limits: Limits, cell: float) -> Array:

@@ -258,7 +258,8 @@ class Run:
     def close(self) -> None:
         """Close the files and give the lock back."""
         for file in self._open.values():
-            file.close()
+            with contextlib.suppress(OSError):  # a full disk, told of when the line was written
+                file.close()
         self._open.clear()
         fd = _held.pop(self.path.resolve(), None)
         if fd is not None:
@@ -283,8 +284,9 @@ class Run:
     def _append(self, name: str, line: str) -> None:
         if name not in self._open:
             self._open[name] = open(self.path / name, "a", encoding="utf-8")  # noqa: SIM115 (stays open)
-        self._open[name].write(line + "\n")
-        self._open[name].flush()
+        with files.naming(self.path / name):
+            self._open[name].write(line + "\n")
+            self._open[name].flush()
 
     def metric(self, event: str, step: int, time: float | None = None, **values: Any) -> None:
         """Append one event to metrics.jsonl; ``time`` is in seconds since training began or went on.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from gencli.console import UsageError, nearest
@@ -40,14 +41,18 @@ def labels_for(spec: DataSpec, rows: Sequence[int], wanted: Sequence[int] | None
 
 
 def check_options(method: Any, options: Mapping[str, Any]) -> None:
-    """UsageError if ``options`` holds what ``method`` has no keyword for."""
-    known = {
-        name for name, p in inspect.signature(method).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    for name in options:
+    """UsageError if ``options`` holds what ``method`` has no keyword for, or a value of another type."""
+    parameters = inspect.signature(method, eval_str=True).parameters.values()
+    known = {p.name: p.annotation for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for name, value in options.items():
         if name not in known:
             have = f"it has {', '.join(sorted(known))}" if known else "it has none"
             raise UsageError(f"unknown sampling option {name!r}{nearest(name, known)}: {have}")
+        try:
+            TypeAdapter(known[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            what = error.errors()[0]["msg"].removeprefix("Input ")
+            raise UsageError(f"sampling option {name!r} {what}, not {value!r}") from None
 
 
 def draw(

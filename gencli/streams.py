@@ -168,8 +168,10 @@ def _write_folder(path: Path, chunks: Iterable[Samples], spec: DataSpec, meta: M
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
         temporary.rename(path)  # onto nothing or an empty folder
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in console.DISK:
+            error.filename = str(path)
         raise
     files.sync_folder(path.parent)
 

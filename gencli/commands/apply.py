@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -44,11 +45,14 @@ def apply(
     from gencli import console, pictures, streams
     from gencli.commands.options import load_run
     from gencli.console import UsageError, nearest
+    from gencli.data.images import SUFFIXES
     from gencli.rng import SampleRng
     from gencli.sampling import raw, scope
 
     if task not in ("reconstruct",):
         raise UsageError(f"unknown task {task!r}{nearest(task, ['reconstruct'])}: --as is reconstruct")
+    if run == "-" or Path(run or "").suffix.lower() in (*SUFFIXES, ".npz", ".npy", ".tar"):  # of the latest run, then
+        inputs, run = [str(run), *(inputs or [])], None
     loaded = load_run(run, weights, device)
     model, spec = loaded.model, loaded.model.spec
     if not (hasattr(model, "encode") and hasattr(model, "decode")):

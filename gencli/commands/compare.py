@@ -47,6 +47,13 @@ def compare(
     parsed = [p.model_copy(update={"train": p.train.model_copy(update={"steps": budget})}) for p in parsed]
     for p in parsed:
         recipe.check_model(p)
+    sets = {p.data.name: None for p in parsed}
+    if len(sets) > 1:
+        raise UsageError(f"the recipes train on {' and '.join(sets)}: name one data set by --data")
+    metrics = {_metric(p, metric) for p in parsed}
+    if len(metrics) > 1:
+        raise UsageError("the recipes have no common metric: name one by --metric")
+    (metric,) = metrics
     rows: list[dict[str, Any]] = []
     for text, chosen in zip(recipes, parsed):
         values, took = [], 0.0
@@ -62,8 +69,6 @@ def compare(
             | protocol
             | {"steps": budget, "seconds_each": round(took / seeds, 1)}
         )
-    if len({row["metric"] for row in rows}) > 1:
-        raise UsageError("the recipes have no common metric: name one by --metric")
     higher = rows[0]["metric"] == "modes covered"
     rows[0]["verdict"] = "(the first is compared with the others)"
     for row in rows[1:]:
@@ -83,7 +88,22 @@ def _parse(text: str, options: dict[str, Any]) -> Any:
     return recipe.load(name, overrides, options)
 
 
-def _one(recipe: Any, metric: str | None) -> tuple[str, float, dict[str, Any]]:
+def _metric(recipe: Any, wanted: str | None) -> str:
+    """The metric that is wanted, or that the model has; UsageError, before hours of training, if it can't be had."""
+    from gencli.console import UsageError
+    from gencli.data import points
+    from gencli.models import model_class
+
+    likelihood = model_class(recipe.model.name).likelihood
+    if wanted == "nll" and likelihood is None:
+        raise UsageError(f"{recipe.model.name} has no likelihood", hint="gencli models lists what each can do")
+    chosen = wanted or ("nll" if likelihood else "modes")
+    if chosen == "modes":
+        points.modes(recipe.data.name)
+    return chosen
+
+
+def _one(recipe: Any, metric: str) -> tuple[str, float, dict[str, Any]]:
     """Train one run and score it: the metric's full name, its value and its protocol."""
     from gencli import checkpoint
     from gencli.commands.evaluate import score
@@ -91,9 +111,8 @@ def _one(recipe: Any, metric: str | None) -> tuple[str, float, dict[str, Any]]:
 
     run = train_recipe(recipe, preview=False)
     loaded = checkpoint.load(run)
-    wanted = metric or ("nll" if loaded.model.likelihood else "modes")
-    row = score(wanted, loaded, data=None, root=None, split="test", n=None, seed=0)
-    if wanted == "modes":
+    row = score(metric, loaded, data=None, root=None, split="test", n=None, seed=0)
+    if metric == "modes":
         return "modes covered", float(row["covered"]), {"data": row["data"], "examples": row["samples"]}
     unit = "bits_per_dim" if "bits_per_dim" in row else "nats"
     return unit, row[unit], {"data": row["data"], "kind": row["kind"], "examples": row["examples"]}

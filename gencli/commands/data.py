@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -53,9 +54,12 @@ def show(
     import torch
 
     from gencli import console, data, pictures
+    from gencli.console import UsageError
     from gencli.sampling import picture
     from gencli.streams import Samples
 
+    if Path(out).suffix.lower() != ".png":
+        raise UsageError(f"{out}: a contact sheet is a .png")
     source = data.load(name, split, str(data_root) if data_root else None)
     count = 5000 if source.spec.kind == "points" else n
     rows = min(count, source.size) if source.size is not None else count

@@ -46,6 +46,8 @@ def interpolate(
         raise UsageError(f"{loaded.meta['model']} has no latents to walk through", hint="gencli models")
     if (start is None) != (end is None):
         raise UsageError("--from and --to go together")
+    if grid and start:
+        raise UsageError("--grid lies between four draws: it goes without --from and --to")
     given = [start, end] if start and end else []
     z = ends(model, 4 if grid else 2 * pairs, given, seed=seed)
     with torch.no_grad():

@@ -104,7 +104,7 @@ def parse_labels(text: str | None, classes: tuple[str, ...]) -> list[int] | None
     for word in text.split(","):
         if word in classes:
             found.append(classes.index(word))
-        elif word.isdigit() and int(word) < len(classes):
+        elif word.isdecimal() and int(word) < len(classes):
             found.append(int(word))
         else:
             raise UsageError(f"unknown class {word!r}{nearest(word, classes)}: the classes are {', '.join(classes)}")

@@ -100,7 +100,7 @@ def _initialise(model: Any, what: str) -> None:
 def _resume(what: str, words: list[str], options: dict[str, Any], preview: bool) -> Path:
     from gencli.console import UsageError
     from gencli.recipe import digest, load
-    from gencli.run import Run, find
+    from gencli.run import Run, find, read_record
     from gencli.training.session import Session, settings
 
     path = find(what)
@@ -109,6 +109,9 @@ def _resume(what: str, words: list[str], options: dict[str, Any], preview: bool)
         raise UsageError(
             "this would change what the run has been so far", hint="gencli train --init-from RUN starts anew"
         )
+    done = read_record(path).get("step") or 0
+    if recipe.train.steps < done:
+        raise UsageError(f"{path} has done {done} steps: train.steps is at least that")
     with settings(recipe) as device, Run.open(path) as run:
         session = Session(recipe, device)
         session.resume(run)

@@ -17,7 +17,7 @@ import torch
 from scipy.special import i0e, logsumexp
 from torch import Tensor
 
-from gencli.console import UsageError
+from gencli.console import UsageError, nearest
 from gencli.contract import DataSpec
 from gencli.data.source import Array, Epoch, checked, content_digest
 from gencli.data.table import SETS
@@ -181,7 +181,10 @@ POINTS: dict[str, Mixture] = {
 def density(name: str) -> Mixture:
     """The density behind the set ``name`` ("points/moons"). UsageError if it is no set of points."""
     if name not in POINTS:
-        raise UsageError(f"{name} is not drawn from a known density", hint="gencli data ls shows the points/ sets")
+        raise UsageError(
+            f"{name} is not drawn from a known density{nearest(name, POINTS)}",
+            hint="gencli data ls shows the points/ sets",
+        )
     return POINTS[name]
 
 

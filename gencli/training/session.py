@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gencli import __version__, checkpoint, console, data, pictures, sampling
-from gencli.console import DataError, GencliError, UsageError
+from gencli.console import DataError, GencliError, UsageError, nearest
 from gencli.contract import Model
 from gencli.metrics import likelihood
 from gencli.models import model_class
@@ -41,6 +41,11 @@ class Interrupted(GencliError):
 
 def choose_device(name: str) -> torch.device:
     """The device of a recipe: "auto" takes CUDA, then Apple's GPU, then the CPU."""
+    known = ("auto", "cpu", "cuda", "mps")
+    if name.partition(":")[0] not in known:
+        raise UsageError(
+            f"no device {name!r}{nearest(name, known)}: there are {', '.join(known)}", hint="gencli doctor"
+        )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -150,6 +155,7 @@ class Session:
     def resume(self, run: Run) -> None:
         """Go on in a run folder from its newest checkpoint that verifies, or from the start if it has none."""
         self.run = run
+        run.write_recipe(dump(self.recipe))  # perhaps with more steps: what the next --resume goes on to
         folder = checkpoint.latest(run.path, missing_ok=True)
         if folder is not None:
             state = checkpoint.load_state(folder, self.model)
@@ -219,7 +225,8 @@ class Session:
             state = {4: "diverged", 130: "interrupted", 143: "interrupted"}.get(
                 getattr(error, "exit_code", 1), "failed"
             )
-            run.finish(state)
+            with suppress(OSError):  # a full disk: what happened first is what is told
+                run.finish(state)
             raise
         run.finish("done")
 

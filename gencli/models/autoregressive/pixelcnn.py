@@ -69,7 +69,7 @@ class PixelCNNConfig(Config):
     @classmethod
     def _odd(cls, k: int) -> int:
         if k % 2 == 0:
-            raise ValueError(f"a kernel has a centre only if its width is odd, got {k}")
+            raise ValueError("should be odd: a kernel has a centre")
         return k
 
 
