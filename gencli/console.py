@@ -245,7 +245,8 @@ class Progress:
             parts.append(f"{_clock((self.total - self.done) / rate)} left")
         else:
             parts.append(f"{_clock(seconds)} in all")
-        parts += [f"{name} {_cell(_plain(value))}" for name, value in self._metrics.items()]
+        metrics = [f"{name} {_cell(_plain(value))}" for name, value in self._metrics.items()]
+        parts = [*parts[1:], *metrics, *parts[:1]] if self._task is not None else [*parts, *metrics]
         if self._task is not None:
             Progress._bar.update(self._task, completed=self.done, note="  ".join(parts))
             Progress._bar.refresh()
@@ -258,12 +259,15 @@ def _rich_bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
+    # on a narrow terminal the end of the note gives way, then the bar; never the count
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     return Bar(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[note]}", markup=False, table_column=rest),
         console=Console(stderr=True, highlight=False),
         auto_refresh=False,
         redirect_stdout=False,  # stdout is data: rich would send it to stderr

@@ -121,7 +121,7 @@ class TrainPart(_Part):
     sample_every: Count | None = None
     checkpoint_every: Count | None = None
     patience: Count | None = None
-    keep: Natural = 2
+    keep: Count = 2
     phases: dict[str, PhasePart] = {}
     samples: Count = 64
 

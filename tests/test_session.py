@@ -11,16 +11,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from gencli.console import Diverged
+from gencli import checkpoint
+from gencli.console import DataError, Diverged
 from gencli.models import TABLE, Entry
 from gencli.recipe import Recipe
 from gencli.run import Run, read_record
 from gencli.training.session import Interrupted, Session, settings
 from gencli.training.trainer import Trainer
 from tests.contract_cases import StyleGAN
+from tests.tiny import tiny
 
 STEPS, STOP = 16, 9
 MODELS: dict[str, dict[str, Any]] = {
@@ -150,3 +153,46 @@ def test_sigterm_saves_and_exits_with_143(tmp_path: Path) -> None:
     record = read_record(tmp_path / "run")
     assert record["state"] == "interrupted"
     assert (tmp_path / "run" / "checkpoints" / f"step-{record['step']:06d}" / "manifest.json").exists()
+
+
+def test_data_that_changed_under_a_run_stop_its_resume(tmp_path: Path) -> None:
+    """Nobody goes on with other data unawares: the digests of run.json are compared."""
+    folder = tmp_path / "data.npz"
+    images = np.random.default_rng(0).integers(0, 255, (60, 1, 4, 4), dtype=np.uint8)
+    np.savez(folder, x=images)
+    chosen = tiny("vae", f"data.name={folder}", "train.steps=2")
+    with settings(chosen) as device, Run.create(tmp_path / "runs") as run:
+        first = Session(chosen, device)
+        first.start(run)
+        first.fit(preview=False)
+    np.savez(folder, x=255 - images)
+    with settings(chosen) as device, Run.open(run.path) as again, pytest.raises(DataError, match="has changed since"):
+        Session(chosen, device).resume(again)
+
+
+def test_a_run_checkpoints_ten_times_unless_told_otherwise(tmp_path: Path) -> None:
+    """So that a killed run loses a tenth at most, also where no score makes a checkpoint the best."""
+    chosen = tiny("wgan-gp", "train.steps=20", "train.keep=100", "train.checkpoint_every=null")
+    with settings(chosen) as device, Run.create(tmp_path / "runs") as run:
+        session = Session(chosen, device)
+        session.start(run)
+        session.fit(preview=False)
+    assert [step for step, _ in checkpoint.steps(run.path)] == list(range(2, 21, 2))
+
+
+def test_early_stopping_is_remembered_by_a_resume(tmp_path: Path) -> None:
+    """A run that stopped for want of progress does not go on when it is resumed."""
+    chosen = tiny(
+        "vae", "train.steps=40", "train.lr=1e-12", "train.ema=0", "train.evaluate_every=2", "train.patience=3"
+    )
+    with settings(chosen) as device, Run.create(tmp_path / "runs") as run:
+        session = Session(chosen, device)
+        session.start(run)
+        session.fit(preview=False)
+    stopped = session.trainer.number
+    assert stopped < 40 and session.course.stale == 3
+    with settings(chosen) as device, Run.open(run.path) as again:
+        session = Session(chosen, device)
+        session.resume(again)
+        session.fit(preview=False)
+    assert session.trainer.number == stopped

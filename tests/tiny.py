@@ -19,7 +19,14 @@ SMALLER: dict[str, list[str]] = {
 
 def words(name: str) -> list[str]:
     """Overrides of the default recipe of model ``name``: a small net, small batches and few samples."""
-    return [*SMALLER.get(name, []), "train.batch_size=8", "train.samples=4", "device=cpu", "threads=1"]
+    return [
+        *SMALLER.get(name, []),
+        "train.batch_size=8",
+        "train.samples=4",
+        "train.checkpoint_every=1000",
+        "device=cpu",
+        "threads=1",
+    ]
 
 
 def tiny(name: str, *overrides: str) -> Recipe:

@@ -30,7 +30,7 @@ def compare(
 
     Train recipes side by side, with the same seeds and the same number of steps, score each on the test split, and say
     whether the first is better than each of the others: reproduced, not reproduced, or inconclusive (by a paired
-    t-test over seeds at 95 %).
+    t-test over seeds, each at 95 %).
     """
     from gencli import console, recipe
     from gencli.commands.evaluate import check_metric
@@ -74,6 +74,8 @@ def compare(
     for row in rows[1:]:
         sign = 1 if higher else -1
         row["verdict"] = verdict([sign * (a - b) for a, b in zip(rows[0]["values"], row["values"])])
+        if row.get("kind") != rows[0].get("kind"):
+            row["verdict"] += f" ({rows[0]['kind']} against {row['kind']}: a bound may be loose)"
     console.table(rows, json=json or None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,11 +61,24 @@ def train(
         return
     if recipe is None or "=" in recipe:
         raise UsageError("which recipe? for example: gencli train pixelcnn", hint="gencli recipes ls")
-    resolved = load(recipe, overrides or [], given, model=True)
+    resolved = _placed(load(recipe, overrides or [], given, model=True))
     if dry_run:
         _dry_run(resolved)
         return
     print(train_recipe(resolved, out=out, init_from=init_from, preview=preview))
+
+
+def _placed(recipe: Any) -> Any:
+    """``recipe`` with a user's data named by its absolute path, so that the run finds it from any folder."""
+    from gencli.data import SETS
+    from gencli.data.table import split_name
+
+    name, variants = split_name(recipe.data.name)
+    path = Path(name).expanduser()
+    if name in SETS or not path.exists():
+        return recipe
+    placed = ":".join([str(path.absolute()), *variants])
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": placed})})
 
 
 def train_recipe(recipe: Any, *, out: Path | None = None, init_from: str | None = None, preview: bool = True) -> Path:
@@ -79,6 +93,8 @@ def train_recipe(recipe: Any, *, out: Path | None = None, init_from: str | None 
         name = f"{recipe.model.name}-{Path(recipe.data.name).name}"
         with Run.create(name=name, out=out) as run:
             session.start(run)
+            if init_from is not None:
+                session.save()  # what a resume begins with, if the run is killed early
             _fit(session, preview)
             return run.path
 
@@ -98,7 +114,7 @@ def _initialise(model: Any, what: str) -> None:
 
 
 def _resume(what: str, words: list[str], options: dict[str, Any], preview: bool) -> Path:
-    from gencli.console import UsageError
+    from gencli.console import UsageError, say
     from gencli.recipe import digest, load
     from gencli.run import Run, find, read_record
     from gencli.training.session import Session, settings
@@ -106,9 +122,13 @@ def _resume(what: str, words: list[str], options: dict[str, Any], preview: bool)
     path = find(what)
     before, recipe = load(str(path)), load(str(path), words, options, model=True)
     if digest(before) != digest(recipe):
+        changed = ", ".join(words + [f"{key}={value}" for key, value in options.items()])
         raise UsageError(
-            "this would change what the run has been so far", hint="gencli train --init-from RUN starts anew"
+            f"{changed} would change what {path} has been so far (steps too, where a schedule counts them)",
+            hint=f"gencli train {path}/recipe.yaml --init-from {path} starts anew with its weights",
         )
+    if before.train.steps != recipe.train.steps:
+        say(f"going on to {recipe.train.steps} steps: where a loss follows progress, not the same as from the start")
     done = read_record(path).get("step") or 0
     if recipe.train.steps < done:
         raise UsageError(f"{path} has done {done} steps: train.steps is at least that")
@@ -126,9 +146,13 @@ def _fit(session: Any, preview: bool) -> None:
 
     run, began = session.run, time.monotonic()
     recipe = session.recipe
+    spec, rows = session.train_data.spec, [session.train_data.size, session.val_data.size]
+    counts = "endless" if rows[0] is None else f"{rows[0]} train and {rows[1]} val rows"
+    levels = "" if spec.levels is None else f" of {spec.levels} levels"
     console.say(
-        f"{recipe.model.name} on {session.train_data.name}: {session.parameters:,} parameters, "
-        f"{recipe.train.steps} steps of {recipe.train.batch_size}, {session.device}, {run.path}"
+        f"{recipe.model.name} on {session.train_data.name} ({counts}, {'x'.join(map(str, spec.shape))}{levels}): "
+        f"{session.parameters:,} parameters, {recipe.train.steps} steps of {recipe.train.batch_size}, "
+        f"{session.device}, {run.path}"
     )
     session.fit(preview=preview)
     console.say(f"trained in {time.monotonic() - began:.0f} s; picture: {run.path}/samples")
@@ -160,7 +184,7 @@ def _dry_run(recipe: Any) -> None:
         for _ in range(3):
             session.trainer.step()
         each = (time.monotonic() - began) / 3
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
     if device.type == "cuda":
         import torch
 

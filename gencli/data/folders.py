@@ -129,6 +129,9 @@ def _walk(root: Path) -> list[str]:
             below.clear()
             continue
         seen.add((stat.st_dev, stat.st_ino))
+        if "run.json" in files:  # a run that was trained here: its pictures are no data
+            below.clear()
+            continue
         below[:] = sorted(d for d in below if not d.startswith("."))
         for file in files:
             if file.lower().endswith(SUFFIXES) and not file.startswith("."):

@@ -21,15 +21,14 @@ from gencli.sampling import scope
 __all__ = ["ENDLESS", "independent_pixels", "nll", "rows_of"]
 
 ENDLESS = 10_000  # fresh examples that stand for a data set without end
-_CHUNK = 256
 
 
-def rows_of(source: Any, limit: int | None = None) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+def rows_of(source: Any, limit: int | None = None, chunk: int = 256) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """The rows of ``source`` (at most ``limit``), in order, in chunks."""
     n = source.size if source.size is not None else ENDLESS
     n = min(n, limit) if limit else n
-    for start in range(0, n, _CHUNK):
-        rows = list(range(start, min(start + _CHUNK, n)))
+    for start in range(0, n, chunk):
+        rows = list(range(start, min(start + chunk, n)))
         yield rows, source.rows(torch.tensor(rows))
 
 
@@ -50,7 +49,7 @@ def nll(model: Model, source: Any, *, seed: int = 0, limit: int | None = None) -
     if conditional and not source.spec.classes:
         raise UsageError(f"the model is class-conditional, and {source.name} has no labels")
     parts = []
-    for rows, fields in rows_of(source, limit):
+    for rows, fields in rows_of(source, limit, model.chunk):
         labels = fields["label"].to(device) if conditional else None
         with scope(SampleRng(seed, rows, f"eval-{source.split}", device)) as rng:
             parts.append(-model.log_prob(fields["x"].to(device), rng, labels=labels).double().cpu())
@@ -61,11 +60,12 @@ def nll(model: Model, source: Any, *, seed: int = 0, limit: int | None = None) -
         "data": f"{source.name}@{source.split}",
         "kind": "upper bound" if model.likelihood == "lower bound" else model.likelihood,  # -log p <= -ELBO
         "nats": mean,
-        "stderr": error,
+        "nats_stderr": error,
         "nats_per_dim": mean / model.spec.dims,
     }
     if model.spec.levels is not None:
-        row["bits_per_dim"] = mean / model.spec.dims / math.log(2)
+        bits = 1 / (model.spec.dims * math.log(2))
+        row |= {"bits_per_dim": mean * bits, "bits_per_dim_stderr": error * bits}
     return row | {"examples": len(nats)}
 
 

@@ -1,7 +1,7 @@
 """How many modes of a drawn mixture a model's samples cover.
 
 A mode is covered when at least 20 of 2,500 samples lie within three standard deviations of it (in proportion for
-other counts); the share of samples near any mode is told beside it, since a model can cover all modes and still put
+larger counts); the share of samples near any mode is told beside it, since a model can cover all modes and still put
 much of its mass between them.
 """
 
@@ -33,8 +33,10 @@ def modes(model: Model, data: str, *, n: int = SAMPLES, seed: int = 0) -> dict[s
     from gencli.data import points
 
     centres, sd = points.modes(data)
-    if not hasattr(model, "sample") or model.spec.kind != "points":
-        raise UsageError("this model draws no points")
+    if not hasattr(model, "sample") or model.spec.shape != centres.shape[1:]:
+        raise UsageError(f"this model draws no points like those of {data}, which have shape {list(centres.shape[1:])}")
+    if n < SAMPLES:
+        raise UsageError(f"{n} samples are too few to tell whether a mode is covered: -n {SAMPLES} or more")
     samples = np.concatenate([chunk.x for chunk in draw(model, n, seed=seed)])
     count, share = covered(samples, centres, sd)
     return {"metric": "modes", "data": data, "covered": count, "of": len(centres), "near_share": share, "samples": n}

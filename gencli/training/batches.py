@@ -22,7 +22,7 @@ def match(model: str, streams: dict[str, Stream], source: Any) -> None:
         if "label" in stream.fields and not source.spec.classes:
             raise UsageError(
                 f"{model} needs labels, and the data set {source.name!r} has none",
-                hint="gencli data ls names the classes",
+                hint="a folder per class, or y beside x in an .npz, gives labels",
             )
 
 

@@ -61,6 +61,7 @@ def choose_device(name: str) -> torch.device:
 def settings(recipe: Recipe) -> Iterator[torch.device]:
     """Torch's global switches as the recipe asks for, and as they were afterwards."""
     before = (torch.get_default_dtype(), torch.get_num_threads(), torch.get_float32_matmul_precision())
+    cudnn = (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
     device = choose_device(recipe.device)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -79,6 +80,7 @@ def settings(recipe: Recipe) -> Iterator[torch.device]:
         torch.set_default_dtype(before[0])
         torch.set_num_threads(before[1])
         torch.set_float32_matmul_precision(before[2])
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = cudnn
         torch.use_deterministic_algorithms(False)
 
 
@@ -132,16 +134,20 @@ class Session:
         """How many numbers the model learns."""
         return sum(p.numel() for p in self.model.parameters())
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """What tells whether the data are still the same."""
+        return {"train": self.train_data.digest, "val": self.val_data.digest}
+
     # ------------------------------------------------------------------ files
 
     def start(self, run: Run) -> None:
         """Begin in a new run folder."""
         self.run = run
         run.write_recipe(dump(self.recipe))
-        digests = {"train": self.train_data.digest, "val": self.val_data.digest}
         run.update(
             model=self.recipe.model.name,
-            data={"name": self.train_data.name, "digests": digests},
+            data={"name": self.train_data.name, "digests": self.digests},
             device=str(self.device),
             threads=torch.get_num_threads(),
             seed=self.recipe.seed,
@@ -154,6 +160,12 @@ class Session:
 
     def resume(self, run: Run) -> None:
         """Go on in a run folder from its newest checkpoint that verifies, or from the start if it has none."""
+        known = (run.record.get("data") or {}).get("digests")
+        if known is not None and known != self.digests:
+            raise DataError(
+                f"{self.train_data.name} has changed since {run.path} began",
+                hint=f"gencli train {run.path}/recipe.yaml --init-from {run.path} starts anew with its weights",
+            )
         self.run = run
         run.write_recipe(dump(self.recipe))  # perhaps with more steps: what the next --resume goes on to
         folder = checkpoint.latest(run.path, missing_ok=True)
@@ -234,6 +246,7 @@ class Session:
         assert self.run is not None
         train, began = self.recipe.train, time.monotonic()
         log_every = max(1, train.steps // 200)
+        checkpoint_every = train.checkpoint_every or max(1, train.steps // 10)
         logs: dict[str, float] = {}
         while self.trainer.number < train.steps and not self._out_of_patience:
             logs = self.trainer.step()
@@ -244,16 +257,16 @@ class Session:
                 mean = {k: v / self.course.counts[k] for k, v in self.course.sums.items()}
                 self.course.sums, self.course.counts = {}, {}
                 self.run.metric("train", number, **mean, time=round(time.monotonic() - began, 3))
-                progress.update(number, **{k: v for k, v in mean.items() if not k.endswith(("lr", "gradient_norm"))})
+                progress.update(number, **_headline(mean))
             else:
                 progress.update(number)
             if last or _due(number, train.evaluate_every):
                 self._judge(number)
             stop = self._out_of_patience
+            if last or stop or self._signal or self._is_best(number) or _due(number, checkpoint_every):
+                self.save()
             if last or stop or _due(number, train.sample_every):
                 self._show(number, preview)
-            if last or stop or self._signal or self._is_best(number) or _due(number, train.checkpoint_every):
-                self.save()
             if stop and not last:
                 self.run.log(f"stopped at step {number}: no better for {train.patience} evaluations")
             elif self._signal and not last:
@@ -323,3 +336,10 @@ class Session:
 
 def _due(number: int, every: int | None) -> bool:
     return every is not None and number % every == 0
+
+
+def _headline(logs: dict[str, float]) -> dict[str, float]:
+    """What is shown while one waits: no loss where bits/dim says the same, no settings."""
+    hidden = {"lr", "gradient_norm"} | ({"loss"} if "bits_per_dim" in logs else set())
+    shown = {name: value for name, value in logs.items() if name.rpartition(".")[2] not in hidden}
+    return dict(sorted(shown.items(), key=lambda item: item[0] != "bits_per_dim"))

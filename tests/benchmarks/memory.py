@@ -24,7 +24,11 @@ sys.exit(code)
 def peak(*command: str) -> float:
     """Peak resident memory of one ``gencli`` process, MB; its stdout is thrown away."""
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-c", CHILD, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return float(done.stderr.rsplit("PEAK ", 1)[1])
 

@@ -21,7 +21,8 @@ def cpu_seconds(command: str) -> float:
 def main() -> None:
     for command in COMMANDS:
         times = [cpu_seconds(command) for _ in range(9)][1:]
-        print(f"gencli {command:<14} {statistics.median(times):.3f} s CPU (median of 8; {min(times):.3f} .. {max(times):.3f})")
+        spread = f"{min(times):.3f} .. {max(times):.3f}"
+        print(f"gencli {command:<14} {statistics.median(times):.3f} s CPU (median of 8; {spread})")
 
 
 if __name__ == "__main__":
