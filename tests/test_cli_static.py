@@ -121,7 +121,8 @@ def test_every_model_of_the_table_can_be_shown_and_cited(name, gencli):
 
 def test_bibtex():
     assert info.bibtex("vae") == (
-        "@misc{kingma2013vae,\n  title = {{Auto-Encoding Variational Bayes}},\n  author = {Diederik P. Kingma and Max Welling},\n"
+        "@misc{kingma2013vae,\n  title = {{Auto-Encoding Variational Bayes}},\n"
+        "  author = {Diederik P. Kingma and Max Welling},\n"
         "  year = {2013},\n  eprint = {1312.6114},\n  archivePrefix = {arXiv},\n}\n"
     )
 
