@@ -1,17 +1,42 @@
 """What the processes of one job do together; with one process everything here is the identity.
 
-Process ``r`` of ``w`` holds rows ``r::w`` of the global batch.
+Process ``r`` of ``w`` holds rows ``r::w`` of the global batch. A job is what ``gencli train --devices N`` and torchrun
+start: N times the same command line, told apart by the environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT,
+LOCAL_RANK). Every process must reach the same calls of this module in the same order.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather", "rank", "total", "world"]
+__all__ = [
+    "agree",
+    "differing",
+    "first",
+    "gather",
+    "join",
+    "launched",
+    "leave",
+    "rank",
+    "spread",
+    "total",
+    "world",
+]
+
+JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT = timedelta(minutes=5)  # for a process that hangs; one that dies is noticed at once
+PATIENCE = timedelta(days=1)  # for what the first process does alone: long evaluations, pictures, slow disks
+
+T = TypeVar("T")
+_waiting: Any = None  # the group of those who wait for the first process
 
 
 def rank() -> int:
@@ -22,6 +47,32 @@ def rank() -> int:
 def world() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+# ---------------------------------------------------------------------- joining
+
+
+def launched() -> bool:
+    """Whether the environment says that this process is one of several."""
+    return all(name in os.environ for name in JOB) and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def join(backend: str) -> None:
+    """Meet the other processes of the job."""
+    global _waiting  # noqa: PLW0603
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    _waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def leave() -> None:
+    """Part from them once all are here: whoever left before would take the others' meeting point along."""
+    global _waiting  # noqa: PLW0603
+    dist.barrier(_waiting)
+    dist.destroy_process_group()
+    _waiting = None
+
+
+# ---------------------------------------------------------------------- tensors
 
 
 class _Sum(torch.autograd.Function):
@@ -38,15 +89,93 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(grad)
 
 
+class _Gather(torch.autograd.Function):
+    """All rows, interleaved; backward sums what every process says of my rows: differentiable to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        raw = _bytes(x)
+        parts = [torch.empty_like(raw) for _ in range(world())]
+        dist.all_gather(parts, raw)
+        return torch.stack([part.view(x.dtype).view(x.shape) for part in parts], 1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Sum.apply(grad)[rank() :: world()]
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """The bytes of ``x`` in logical order: gloo knows neither bool nor int16, nor memory laid out otherwise."""
+    return x.detach().contiguous().flatten().view(torch.uint8)
+
+
 def total(x: Tensor) -> Tensor:
     """The sum of ``x`` over all processes."""
     return _Sum.apply(x) if world() > 1 else x
 
 
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes, in global order."""
+    """The rows of all processes, in global order; ``x`` has as many rows on each, of any dtype."""
+    return _Gather.apply(x) if world() > 1 else x
+
+
+def spread(x: Tensor) -> None:
+    """Overwrite ``x`` by the first process's."""
+    if world() > 1:
+        raw = _bytes(x).clone()
+        dist.broadcast(raw, 0)
+        with torch.no_grad():
+            x.copy_(raw.view(x.dtype).view(x.shape))
+
+
+# ---------------------------------------------------------------------- decisions
+
+
+def agree(number: int) -> int:
+    """The largest ``number`` that any process holds, on all of them."""
     if world() == 1:
-        return x
-    z = x.new_zeros(x.shape[0] * world(), *x.shape[1:])
-    z[rank() :: world()] = x
-    return total(z)
+        return number
+    most = torch.tensor(number)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
+
+
+def first(do: Callable[[], T]) -> T:
+    """What ``do()`` returns (a JSON value) on the first process, which alone calls it, on all of them.
+
+    Where it raises, the others end with the exit code of its error and say nothing: the first one does.
+    """
+    if world() == 1:
+        return do()
+    if rank() > 0:
+        said = _hear(None)
+        if "exit" in said:
+            raise SystemExit(said["exit"])
+        return said["value"]
+    try:
+        value = do()
+    except BaseException as error:
+        _hear({"exit": getattr(error, "exit_code", 1)})
+        raise
+    _hear({"value": value})
+    return value
+
+
+def _hear(said: Any) -> Any:
+    """Broadcast ``said`` from the first process, as JSON: what comes from elsewhere is never unpickled."""
+    data = torch.tensor(list(json.dumps(said).encode()) if rank() == 0 else [], dtype=torch.uint8)
+    size = torch.tensor([len(data)])
+    dist.broadcast(size, 0, group=_waiting)
+    data = data if rank() == 0 else torch.zeros(int(size), dtype=torch.uint8)
+    dist.broadcast(data, 0, group=_waiting)
+    return json.loads(bytes(data.tolist()))
+
+
+def differing(digest: bytes) -> int | None:
+    """The first process whose ``digest`` (of one length everywhere) is not the first process's, on all of them."""
+    if world() == 1:
+        return None
+    mine = torch.tensor(list(digest), dtype=torch.uint8)
+    parts = [torch.empty_like(mine) for _ in range(world())]
+    dist.all_gather(parts, mine)
+    return next((other for other, part in enumerate(parts) if not torch.equal(part, parts[0])), None)

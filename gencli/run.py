@@ -23,7 +23,7 @@ from gencli import __version__, checkpoint, files
 from gencli.console import DataError, GencliError, UsageError, nearest
 from gencli.header import parse_json
 
-__all__ = ["Run", "environment", "find", "list_runs", "newest", "now", "read_record"]
+__all__ = ["Follower", "Run", "environment", "find", "list_runs", "newest", "now", "read_record"]
 
 KEYS = (
     "command",
@@ -297,6 +297,11 @@ class Run:
         line = {"event": event, "step": step, **values, "time": {"at": now(), "seconds": time}}
         self._append("metrics.jsonl", json.dumps(_plain(line), allow_nan=False, ensure_ascii=False))
 
+    def sync(self) -> None:
+        """Make what was appended so far durable."""
+        for file in self._open.values():
+            os.fsync(file.fileno())
+
     def log(self, text: str) -> None:
         """Append a line to log.txt."""
         self._append("log.txt", text)
@@ -310,10 +315,29 @@ class Run:
             return
         kept = []
         for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is torn, or nothing
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 if json.loads(line)["step"] <= step:
                     kept.append(line + b"\n")
         files.write_bytes(path, b"".join(kept))
+
+
+class Follower(Run):
+    """A run that another process of the same job writes: it has a folder and a record, and writes nothing."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, read_record(path))
+
+    def update(self, **fields: Any) -> None:
+        """Nothing: the first process does it."""
+
+    def write_recipe(self, text: str) -> None:
+        """Nothing: the first process does it."""
+
+    def truncate_metrics(self, step: int) -> None:
+        """Nothing: the first process does it."""
+
+    def _append(self, name: str, line: str) -> None:
+        """Nothing: the first process does it."""
 
 
 def list_runs(root: Path | str = "runs") -> list[dict[str, Any]]:

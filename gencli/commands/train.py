@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything drawn.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Processes that share the work: one a GPU, or on the CPU.")
+    ] = 1,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; runs/NNNN-... without it.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
     init_from: Annotated[str | None, typer.Option(help="Begin with the weights of this run or checkpoint.")] = None,
@@ -42,7 +46,11 @@ def train(
     """
     from gencli.console import UsageError
     from gencli.recipe import load
+    from gencli.training.launch import launch, launched, mind_the_parent
 
+    if devices > 1 and not launched() and not dry_run:
+        raise typer.Exit(launch(devices))
+    mind_the_parent()
     options = {
         "data.name": data,
         "data.root": str(data_root) if data_root else None,
@@ -57,7 +65,7 @@ def train(
         words = ([recipe] if recipe else []) + (overrides or [])
         if out or init_from or any("=" not in w for w in words):
             raise UsageError("--resume takes a run, and overrides alone", hint=f"gencli train --resume {resume}")
-        print(_resume(resume, words, given, preview))
+        _tell(_resume(resume, words, given, preview))
         return
     if recipe is None or "=" in recipe:
         raise UsageError("which recipe? for example: gencli train pixelcnn", hint="gencli recipes ls")
@@ -65,7 +73,13 @@ def train(
     if dry_run:
         _dry_run(resolved)
         return
-    print(train_recipe(resolved, out=out, init_from=init_from, preview=preview))
+    _tell(train_recipe(resolved, out=out, init_from=init_from, preview=preview))
+
+
+def _tell(path: Path) -> None:
+    """The run's folder on stdout, by one process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(path)
 
 
 def _placed(recipe: Any) -> Any:
@@ -84,17 +98,16 @@ def _placed(recipe: Any) -> Any:
 def train_recipe(recipe: Any, *, out: Path | None = None, init_from: str | None = None, preview: bool = True) -> Path:
     """Train ``recipe`` in a new run folder and return the folder."""
     from gencli.run import Run
+    from gencli.training.launch import joined, led
     from gencli.training.session import Session, settings
 
-    with settings(recipe) as device:
+    with joined(recipe.device), settings(recipe) as device:
         session = Session(recipe, device)
         if init_from is not None:
             _initialise(session.model, init_from)
         name = f"{recipe.model.name}-{Path(recipe.data.name).name}"
-        with Run.create(name=name, out=out) as run:
-            session.start(run)
-            if init_from is not None:
-                session.save()  # what a resume begins with, if the run is killed early
+        with led(lambda: Run.create(name=name, out=out)) as run:
+            session.start(run, save=init_from is not None)
             _fit(session, preview)
             return run.path
 
@@ -117,6 +130,7 @@ def _resume(what: str, words: list[str], options: dict[str, Any], preview: bool)
     from gencli.console import UsageError, say
     from gencli.recipe import digest, load
     from gencli.run import Run, find, read_record
+    from gencli.training.launch import joined, led
     from gencli.training.session import Session, settings
 
     path = find(what)
@@ -132,7 +146,7 @@ def _resume(what: str, words: list[str], options: dict[str, Any], preview: bool)
     done = read_record(path).get("step") or 0
     if recipe.train.steps < done:
         raise UsageError(f"{path} has done {done} steps: train.steps is at least that")
-    with settings(recipe) as device, Run.open(path) as run:
+    with joined(recipe.device), settings(recipe) as device, led(lambda: Run.open(path)) as run:
         session = Session(recipe, device)
         session.resume(run)
         _fit(session, preview)
@@ -141,18 +155,22 @@ def _resume(what: str, words: list[str], options: dict[str, Any], preview: bool)
 
 def _fit(session: Any, preview: bool) -> None:
     """Train, and say at the end what came out and what to do with it."""
-    from gencli import console
+    from gencli import console, processes
     from gencli.metrics.likelihood import independent_pixels
 
     run, began = session.run, time.monotonic()
+    if processes.rank() > 0:
+        session.fit(preview=False)
+        return
     recipe = session.recipe
     spec, rows = session.train_data.spec, [session.train_data.size, session.val_data.size]
     counts = "endless" if rows[0] is None else f"{rows[0]} train and {rows[1]} val rows"
     levels = "" if spec.levels is None else f" of {spec.levels} levels"
+    several = f" x {processes.world()}" if processes.world() > 1 else ""
     console.say(
         f"{recipe.model.name} on {session.train_data.name} ({counts}, {'x'.join(map(str, spec.shape))}{levels}): "
         f"{session.parameters:,} parameters, {recipe.train.steps} steps of {recipe.train.batch_size}, "
-        f"{session.device}, {run.path}"
+        f"{session.device}{several}, {run.path}"
     )
     session.fit(preview=preview)
     console.say(f"trained in {time.monotonic() - began:.0f} s; picture: {run.path}/samples")

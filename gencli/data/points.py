@@ -223,7 +223,7 @@ class PointSource:
     def rows(self, index: Tensor, epoch: Epoch = 0) -> dict[str, Tensor]:
         """See :meth:`gencli.data.source.Source.rows`; ``x`` is float32 ``(n, D)``."""
         checked(index, None)
-        x = torch.empty(len(index), *self.spec.shape)
+        x = torch.empty(len(index), *self.spec.shape, dtype=torch.float32)
         label = torch.empty(len(index), dtype=torch.long)
         block, place = index // BLOCK, index % BLOCK
         for b in block.unique().tolist():

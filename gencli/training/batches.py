@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -68,16 +69,20 @@ class Batches:
             self._orders[key] = generator(self.seed, "order", phase, stream, epoch).permutation(n)
         return self._orders[key]
 
-    def get(self, phase: Phase, k: int, offset: int = 0, stride: int = 1) -> Batch:
-        """Rows ``offset::stride`` of the k-th batch of ``phase``, as its loss receives them."""
+    def sizes(self, phase: Phase, stride: int) -> Mapping[str, int]:
+        """Rows of each stream in a global batch of ``phase``; UsageError if ``stride`` parts would differ in size."""
         sizes = phase.batch
         if sizes is None:
             sizes = {name: round(self.size * s.ratio) for name, s in self.streams.items()}
         for size in sizes.values() or [self.size]:
             if size % stride:
                 raise UsageError(f"a batch of {size} rows does not divide into {stride} parts (processes x accumulate)")
+        return sizes
+
+    def get(self, phase: Phase, k: int, offset: int = 0, stride: int = 1) -> Batch:
+        """Rows ``offset::stride`` of the k-th batch of ``phase``, as its loss receives them."""
         parts = {}
-        for name, size in sizes.items():
+        for name, size in self.sizes(phase, stride).items():
             index = self.index(phase.name, name, size, k)[offset::stride]
             row = self.source.rows(index, self.epoch(size, k)[offset::stride])
             fields = {f: self._place(row[f]) for f in self.streams[name].fields}

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from gencli import __version__, checkpoint, console, data, pictures, sampling
+from gencli import __version__, checkpoint, console, data, pictures, processes, sampling
 from gencli.console import DataError, GencliError, UsageError, nearest
 from gencli.contract import Model
 from gencli.metrics import likelihood
@@ -141,10 +142,9 @@ class Session:
 
     # ------------------------------------------------------------------ files
 
-    def start(self, run: Run) -> None:
-        """Begin in a new run folder."""
+    def start(self, run: Run, *, save: bool = False) -> None:
+        """Begin in a new run folder; ``save`` weights that did not come from the seed."""
         self.run = run
-        run.write_recipe(dump(self.recipe))
         run.update(
             model=self.recipe.model.name,
             data={"name": self.train_data.name, "digests": self.digests},
@@ -157,6 +157,9 @@ class Session:
             steps=self.recipe.train.steps,
             best=None,
         )
+        if save:
+            self.save()
+        run.write_recipe(dump(self.recipe))  # last: with it the run can be resumed
 
     def resume(self, run: Run) -> None:
         """Go on in a run folder from its newest checkpoint that verifies, or from the start if it has none."""
@@ -168,19 +171,29 @@ class Session:
             )
         self.run = run
         run.write_recipe(dump(self.recipe))  # perhaps with more steps: what the next --resume goes on to
-        folder = checkpoint.latest(run.path, missing_ok=True)
-        if folder is not None:
-            state = checkpoint.load_state(folder, self.model)
+        newest = processes.first(lambda: _text(checkpoint.latest(run.path, missing_ok=True)))
+        if newest is not None:
+            state = checkpoint.load_state(Path(newest), self.model)
             self.trainer.restore(state.training, state.training_meta["trainer"], state.ema)
             self.course = _Course(**state.training_meta["course"])
-            if self.course.best:
+            if self.course.best and processes.rank() == 0:
                 checkpoint.mark_best(run.path, **self.course.best)
         run.truncate_metrics(self.trainer.number)
-        run.update(state="running", end=None, step=self.trainer.number, steps=self.recipe.train.steps)
+        number, best = self.trainer.number, self.course.best
+        run.update(state="running", end=None, step=number, steps=self.recipe.train.steps, best=best)
 
-    def save(self) -> Path:
-        """A checkpoint of this very step."""
+    def save(self) -> None:
+        """A checkpoint of this very step; GencliError if the processes hold different weights."""
+        if processes.world() > 1 and (other := processes.differing(self.trainer.digest())) is not None:
+            raise GencliError(
+                f"step {self.trainer.number}: process {other} does not hold what process 0 holds; nothing was written",
+                hint="gencli train --resume goes on from the last checkpoint",
+            )
+        processes.first(self._write)
+
+    def _write(self) -> None:
         assert self.run is not None
+        self.run.sync()  # no checkpoint is newer than what metrics.jsonl says of it
         number = self.trainer.number
         folder = self.run.path / "checkpoints" / f"step-{number:06d}"
         meta = {
@@ -205,7 +218,6 @@ class Session:
         best = [self.course.best["step"]] if self.course.best else []
         checkpoint.prune(self.run.path, keep=self.recipe.train.keep, protect=best)
         self.run.update(step=number, best=self.course.best)
-        return folder
 
     # ------------------------------------------------------------------ looking at the model
 
@@ -263,14 +275,17 @@ class Session:
             if last or _due(number, train.evaluate_every):
                 self._judge(number)
             stop = self._out_of_patience
-            if last or stop or self._signal or self._is_best(number) or _due(number, checkpoint_every):
-                self.save()
-            if last or stop or _due(number, train.sample_every):
-                self._show(number, preview)
+            signum = processes.agree(self._signal)  # one process may have it a step before another
+            try:
+                if last or stop or _due(number, train.sample_every):
+                    processes.first(partial(self._show, number, preview))  # before save: if killed between, drawn again
+            finally:  # a picture that fails costs no weights
+                if last or stop or signum or self._is_best(number) or _due(number, checkpoint_every):
+                    self.save()
             if stop and not last:
                 self.run.log(f"stopped at step {number}: no better for {train.patience} evaluations")
-            elif self._signal and not last:
-                raise Interrupted(self._signal, self.run.path)
+            elif signum and not last:
+                raise Interrupted(signum, self.run.path)
 
     def _count(self, logs: dict[str, float]) -> None:
         for name, value in logs.items():
@@ -289,7 +304,7 @@ class Session:
     def _judge(self, number: int) -> None:
         """Evaluate, and remember the best."""
         assert self.run is not None
-        row = self.evaluate()
+        row = processes.first(self.evaluate)
         if row is None:
             return
         metric = "bits_per_dim" if "bits_per_dim" in row else "nats"
@@ -319,7 +334,8 @@ class Session:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
             self._signal = signum
-            console.say(f"{signal.Signals(signum).name}: finishing the step and saving (again to stop at once)")
+            if processes.rank() == 0:
+                console.say(f"{signal.Signals(signum).name}: finishing the step and saving (again to stop at once)")
 
         before: dict[int, Callable[..., Any] | int | None] = {}
         try:
@@ -332,6 +348,10 @@ class Session:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _due(number: int, every: int | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -64,6 +65,8 @@ class Trainer:
         if unknown:
             have = ", ".join(p.phase.name for p in self.players)
             raise UsageError(f"train.phases names {sorted(unknown)[0]!r}; this model's phases are {have}")
+        for player in self.players:
+            batches.sizes(player.phase, processes.world() * train.accumulate)
 
     def _player(self, phase: Phase) -> _Player:
         part = self.train.phase(phase.name)
@@ -174,7 +177,7 @@ class Trainer:
         grads = [p.grad for p in live if p.grad is not None]
         if processes.world() > 1:
             self._reduce(grads)
-            values = processes.total(values) / processes.world()
+            values = processes.total(values) / processes.world() if names else values
         norm = nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=self.device)
         *numbers, size = torch.cat([values, norm.detach().to(values).reshape(1)]).tolist()
         logs = dict(zip(names, numbers))
@@ -220,9 +223,8 @@ class Trainer:
         with torch.no_grad(), using(s):
             self.model.train()
             self.model.prepare(self.batches.get(phase, 0), s)
-        if processes.world() > 1:
-            for value in self.model.state_dict().values():
-                dist.broadcast(value, 0)
+        for value in self.model.state_dict().values():
+            processes.spread(value)
         if self.train.ema is not None:
             self.ema = {name: p.detach().clone() for name, p in self._averaged()}
 
@@ -266,6 +268,14 @@ class Trainer:
                         if value is not None:
                             state[f"optimizer/{name}/{self.names[id(p)]}/{key}"] = torch.as_tensor(value)
         return state
+
+    def digest(self) -> bytes:
+        """A hash of the weights and buffers, by which processes find that they hold the same."""
+        found = hashlib.blake2b(digest_size=16)
+        for name, value in self.model.state_dict().items():
+            found.update(name.encode())
+            found.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return found.digest()
 
     def facts(self) -> dict[str, Any]:
         """What else the next step depends on, as JSON."""
