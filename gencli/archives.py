@@ -12,6 +12,7 @@ import os
 import struct
 import tarfile
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,7 @@ __all__ = [
     "array",
     "content",
     "members",
+    "shown",
     "table",
     "whole",
     "write_end",
@@ -46,6 +48,12 @@ ROWS = 10**8  # samples of one array
 BLOCK = 512  # bytes of a tar block
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that zip knows
 Rows = Iterable[tuple[Array, Array | None]]  # chunks of samples and their labels
+
+
+def shown(name: str) -> str:
+    """A name out of an archive, fit for a message of one line whatever a hostile writer has put into it."""
+    text = "".join(c if c.isprintable() else "?" for c in name[:200])
+    return text if len(name) <= 200 else f"{text}..."
 
 
 def content(path: Path, most: int) -> bytes:
@@ -92,12 +100,12 @@ def members(file: BinaryIO, name: str) -> Iterator[tuple[str, bytes]]:
         member, long_name = long_name or header.name, ""
         extended = header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
         if not extended and header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
-            raise DataError(f"{name}: {member} is a link or a device and no regular file")
+            raise DataError(f"{name}: {shown(member)} is a link or a device and no regular file")
         size = 0 if header.isdir() else header.size
         most = SIDECAR if extended or member.endswith((".json", ".cls")) else MEMBER
         if not 0 <= size <= most:
-            raise DataError(f"{name}: {member} has {size} bytes, more than {most >> 20} MB")
-        last, padded = member or "a member without a name", size + -size % BLOCK
+            raise DataError(f"{name}: {shown(member)} has {size} bytes, more than {most >> 20} MB")
+        last, padded = shown(member) or "a member without a name", size + -size % BLOCK
         data = file.read(padded)
         if len(data) < padded:
             raise _cut(name, last)
@@ -167,10 +175,13 @@ def _faults(name: str) -> Iterator[None]:
     from safetensors import SafetensorError
 
     damaged = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, SafetensorError)
+    by_header = (tokenize.TokenError, SyntaxError, MemoryError, OverflowError)  # numpy parses an array's as Python
     try:
         yield
-    except damaged as error:
-        raise DataError(f"{name} is damaged: {' '.join(str(error).split())[:200]}") from None
+    except (*damaged, *by_header) as error:
+        raise DataError(f"{name} is damaged: {shown(str(error)) or type(error).__name__}") from None
+    except OSError as error:  # a zip may name places before its beginning
+        raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
 
 
 def _header(file: IO[bytes], name: str, size: int) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
@@ -233,7 +244,7 @@ def _chosen(names: list[str], name: str) -> tuple[str, str | None]:
     numbers = [n for n in names if n != "gencli"]
     xs = [n for n in ("x", "arr_0", "images", "samples") if n in numbers] or numbers
     if not xs or (xs is numbers and len(xs) > 1):
-        raise DataError(f"{name} holds no samples: it has no array x, but {', '.join(numbers[:5]) or 'nothing'}")
+        raise DataError(f"{name} holds no samples: it has no array x, but {shown(', '.join(numbers[:5])) or 'nothing'}")
     return xs[0], next((n for n in ("label", "labels", "y", "arr_1") if n in numbers), None)
 
 

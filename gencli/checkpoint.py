@@ -219,6 +219,8 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"must list exactly {MODEL} and {TRAINING}")
         if not all(isinstance(f, dict) and set(f) == {"sha256", "bytes"} for f in facts.values()):
             raise ValueError("every file must have exactly sha256 and bytes")
+        if not all(type(f["bytes"]) is int for f in facts.values()):
+            raise ValueError("bytes must be a number")
         return facts
 
 

@@ -7,6 +7,7 @@ file that gencli did not write, or that anything has touched since, is refused b
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from math import prod
@@ -62,8 +63,13 @@ def parse_json(text: str) -> Any:
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
+    def real(digits: str) -> float:
+        if not math.isfinite(number := float(digits)):
+            raise ValueError(f"the number {short(digits)} is too large")
+        return number
+
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=real)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg})") from error
     except RecursionError as error:

@@ -16,8 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from pydantic_core import ErrorDetails
 
 from gencli import files, strict_yaml
-from gencli.console import UsageError, nearest
-from gencli.strict_yaml import Key, scalar
+from gencli.console import GencliError, UsageError, nearest
+from gencli.strict_yaml import Key, quoted, scalar
 
 if TYPE_CHECKING:
     from pydantic import ValidationInfo
@@ -269,9 +269,12 @@ def load(
             problems += _set(data, key, chosen, f"option {_flag(key)} {chosen}", origin)
     for override in overrides:
         key, equals, text = override.partition("=")
-        place = f"override {override!r}"
+        place = f"override {quoted(override, 200)}"
         if not equals or not all(key.split(".")):
             problems.append(f"{place}: should be KEY=VALUE, such as train.steps=100")
+            continue
+        if not key.isprintable():  # control characters, and bytes that are no text
+            problems.append(f"{place}: its key is not text")
             continue
         try:
             problems += _set(data, key, scalar(text), place, origin)
@@ -299,11 +302,13 @@ def check_model(recipe: Recipe) -> Config:
 
 
 def _check_model(name: str, config: dict[str, Any], origin: _Origin) -> tuple[Config | None, list[str]]:
-    from gencli.models import TABLE, model_class
+    from gencli.models import model_class
 
-    if name not in TABLE:
-        return None, [f"{origin.of(('model', 'name'))}: no model {name!r}{nearest(name, TABLE)}"]
-    return _validate(model_class(name).Config, config, ("model",), origin)
+    try:
+        config_class = model_class(name).Config
+    except GencliError as error:
+        return None, [f"{origin.of(('model', 'name'))}: {error}"]
+    return _validate(config_class, config, ("model",), origin)
 
 
 def _flag(key: str) -> str:
@@ -318,7 +323,7 @@ def _set(data: dict[str, Any], dotted: str, value: Any, place: str, origin: _Ori
             data[key] = {}
             origin.say(tuple(keys[: depth + 1]), place)
         if not isinstance(data[key], dict):
-            return [f"{place}: {'.'.join(keys[: depth + 1])!r} is no mapping"]
+            return [f"{place}: {quoted('.'.join(keys[: depth + 1]))} is no mapping"]
         data = data[key]
     data[keys[-1]] = value
     origin.say(tuple(keys), place)
@@ -340,14 +345,14 @@ def _validate(kind: type[T], data: Any, at: Key, origin: _Origin) -> tuple[T | N
 
 def _problem(kind: type[BaseModel], details: ErrorDetails, at: Key, origin: _Origin) -> str:
     key = (*at, *details["loc"])
-    place, dotted = origin.of(key), ".".join(map(str, key))
+    place, dotted = origin.of(key), quoted(".".join(map(str, key)))
     if details["type"] == "missing":
-        return f"{place}: the key {dotted!r} is missing"
+        return f"{place}: the key {dotted} is missing"
     if details["type"] == "extra_forbidden":
-        return f"{place}: unknown key {dotted!r}{_meant(kind, details['loc'])}"
+        return f"{place}: unknown key {dotted}{_meant(kind, details['loc'])}"
     what = details["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("an object", "a mapping")
     shown = json.dumps(details["input"])
-    return f"{place}: {dotted!r} {what}, not {shown if len(shown) < 60 else shown[:60] + '...'}"
+    return f"{place}: {dotted} {what}, not {shown if len(shown) < 60 else shown[:60] + '...'}"
 
 
 def _meant(kind: type[BaseModel], loc: Key) -> str:

@@ -274,7 +274,7 @@ def _grouped(items: Iterator[_Item], name: str, limit: int | None) -> Reading:
     return Reading(spec, meta, _chunks(chain([head], items), spec, head.label is not None, limit))
 
 
-def _spec(source: str, **fields: Any) -> DataSpec:
+def _spec(source: str, /, **fields: Any) -> DataSpec:
     try:
         return DataSpec(**fields)
     except ValueError:
@@ -294,7 +294,7 @@ def _chunks(items: Iterator[_Item], spec: DataSpec, labelled: bool, limit: int |
     while done != limit and (item := next(items, None)) is not None:
         shapes = [(item.x.shape, item.said.get("levels")), (spec.shape, spec.levels)]
         if shapes[0] != shapes[1]:
-            found, wanted = (f"{_like(shape)} of {levels} levels" for shape, levels in shapes)
+            found, wanted = (f"{_like(shape)} of {archives.shown(str(levels))} levels" for shape, levels in shapes)
             raise DataError(f"{item.name}: {found}, but those before it have {wanted}")
         if (item.label is not None) != labelled:
             raise DataError(f"{item.name}: some samples have labels and some have none")
@@ -325,7 +325,7 @@ def _item(name: str, parts: Mapping[str, bytes]) -> _Item:
         said.setdefault("levels", 256)
         levels = said["levels"]
         if not isinstance(levels, int) or not 2 <= levels <= 256:
-            raise DataError(f"{name}: levels {levels!r} of an image are not between 2 and 256")
+            raise DataError(f"{name}: levels {archives.shown(repr(levels))} of an image are not between 2 and 256")
         return _Item(name, _requantised(x, 256, levels), label, said)
     if ".npy" not in parts:
         raise DataError(f"{name}: a sidecar without its image or array")
@@ -338,6 +338,7 @@ def _item(name: str, parts: Mapping[str, bytes]) -> _Item:
 def _sidecar(data: bytes, name: str) -> dict[str, Any]:
     try:
         said = json.loads(data)
+        files.canonical(said).encode()  # refuses NaN, infinities and half characters, which could not be written again
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
@@ -348,11 +349,14 @@ def _sidecar(data: bytes, name: str) -> dict[str, Any]:
 def _raw(x: Array, levels: Any, name: str) -> Array:
     """``x`` as uint8 or int16 below ``levels``, or as float32 where ``levels`` is None."""
     if levels is None and x.dtype.kind == "f":
-        if not np.isfinite(x).all():
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32, copy=False)
+        if not np.isfinite(x).all():  # as float32: what float64 holds may be too large
             raise DataError(f"{name}: values that are not finite")
-        return x.astype(np.float32, copy=False)
+        return x
     if x.dtype.kind not in "biu" or not isinstance(levels, int) or not 2 <= levels <= 2**15:
-        raise DataError(f"{name}: {x.dtype} of {levels} levels are no samples: integer levels or real points are")
+        what = f"{x.dtype} of {archives.shown(str(levels))} levels"
+        raise DataError(f"{name}: {what} are no samples: integer levels or real points are")
     if x.size and (x.min() < 0 or x.max() >= levels):
         raise DataError(f"{name}: values from {x.min()} to {x.max()} do not fit {levels} levels")
     return x.astype(np.uint8 if levels <= 256 else np.int16, copy=False)
@@ -381,14 +385,14 @@ def _items_of_tar(file: BinaryIO, name: str) -> Iterator[_Item]:
         stem, ending = f"{folder}/{base.split('.')[0]}", PurePosixPath(base).suffix.lower()
         if stem != key:
             if parts:
-                yield _item(f"{name}: {key.lstrip('/')}", parts)
+                yield _item(f"{name}: {archives.shown(key.lstrip('/'))}", parts)
             key, parts = stem, {}
         if ending in parts:
-            raise DataError(f"{name}: {member} comes twice")
+            raise DataError(f"{name}: {archives.shown(member)} comes twice")
         if ending in (*SUFFIXES, ".npy", ".json", ".cls"):
             parts[ending] = data
     if parts:
-        yield _item(f"{name}: {key.lstrip('/')}", parts)
+        yield _item(f"{name}: {archives.shown(key.lstrip('/'))}", parts)
 
 
 def _rows(table: archives.Table, name: str, limit: int | None) -> Reading:

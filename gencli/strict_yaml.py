@@ -18,7 +18,7 @@ import yaml
 
 from gencli.console import UsageError
 
-__all__ = ["Key", "dump", "parse", "read", "scalar"]
+__all__ = ["Key", "dump", "parse", "quoted", "read", "scalar"]
 
 Key = tuple[str | int, ...]  # the way to a value: keys of mappings and places in lists
 
@@ -35,6 +35,12 @@ _WORDS: dict[str, bool | None] = {
 }
 _PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.+-]*")  # text that needs no quotes
 _QUOTED = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # unless it is one of these, to some reader
+
+
+def quoted(text: str, length: int = 100) -> str:
+    """``text`` in quotes for a message of one line, however long or strange it is."""
+    shown = repr(text)
+    return shown if len(shown) <= length else f"{shown[:length]}..."
 
 
 def read(path: Path, name: str) -> tuple[Any, dict[Key, int]]:
@@ -105,12 +111,15 @@ def _value(event: Any, at: Key, events: Iterator[Any], lines: dict[Key, int]) ->
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
         raise _Bad("anchors and aliases (& and *) are not allowed", event.start_mark)
     if event.tag is not None:
-        raise _Bad(f"tags are not allowed ({event.tag})", event.start_mark)
+        raise _Bad(f"tags are not allowed ({quoted(event.tag)[1:-1]})", event.start_mark)
     if len(at) > _MAX_DEPTH:
         raise _Bad(f"nested more than {_MAX_DEPTH} deep", event.start_mark)
     if isinstance(event, yaml.ScalarEvent):
         try:
+            event.value.encode()  # the escape of half a character can be read, and then not be written
             return _scalar(event.value) if event.implicit[0] else event.value
+        except UnicodeEncodeError:
+            raise _Bad("not UTF-8 text", event.start_mark) from None
         except ValueError as error:
             raise _Bad(str(error), event.start_mark) from None
     if isinstance(event, yaml.SequenceStartEvent):
@@ -127,8 +136,12 @@ def _value(event: Any, at: Key, events: Iterator[Any], lines: dict[Key, int]) ->
         key, here = event.value, (*at, event.value)
         if key == "<<":
             raise _Bad("merge keys (<<) are not allowed", event.start_mark)
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            raise _Bad("not UTF-8 text", event.start_mark) from None
         if key in mapping:
-            raise _Bad(f"the key {key!r} is on line {lines[here]} already", event.start_mark)
+            raise _Bad(f"the key {quoted(key)} is on line {lines[here]} already", event.start_mark)
         lines[here] = _line(event)
         mapping[key] = _value(next(events), here, events, lines)
     return mapping

@@ -43,7 +43,7 @@ def _path(what: str) -> Path | None:
     """The run or checkpoint that ``what`` names, or None where it is a model. UsageError where it is neither."""
     from gencli import run
     from gencli.console import DataError, UsageError, nearest
-    from gencli.models import TABLE
+    from gencli.models import TABLE, plugins
 
     path = Path(what)
     if path.is_dir() and any((path / name).exists() for name in ("run.json", "model.safetensors", "recipe.yaml")):
@@ -55,8 +55,10 @@ def _path(what: str) -> Path | None:
     try:
         found = run.find(what)
     except DataError:
+        if what in (offered := plugins()[0]):
+            return None
         runs = [str(r["path"].name) for r in run.list_runs()]
-        names = nearest(what, [*TABLE, *runs])
+        names = nearest(what, [*TABLE, *offered, *runs])
         raise UsageError(f"no model, run or checkpoint {what!r}{names}", hint="gencli models; gencli runs") from None
     if found.is_dir() and not (found / "run.json").exists():
         raise DataError(f"{found} is neither a run nor a checkpoint", hint="gencli runs")
@@ -69,18 +71,18 @@ def _path(what: str) -> Path | None:
 def about_model(name: str, json: bool) -> None:
     """Print what is known of model ``name``, from the table and from its source, which is read and not run."""
     from gencli import console
-    from gencli.models import TABLE
+    from gencli.models import entry as find_entry
     from gencli.recipe import list_recipes
 
-    entry = TABLE[name]
+    entry = find_entry(name)
     source, doc, fields = _source(entry.path)
     facts: dict[str, Any] = {
         "name": entry.name,
-        "title": entry.title,
-        "authors": entry.authors,
-        "year": entry.year,
-        "arxiv": entry.arxiv,
-        "family": entry.family,
+        "title": entry.title or None,
+        "authors": entry.authors or None,
+        "year": entry.year or None,
+        "arxiv": entry.arxiv or None,
+        "family": entry.family or None,
         "capabilities": list(entry.capabilities),
         "recipes": [r.name for r in list_recipes() if r.model == name],
         "origin": entry.origin,
@@ -90,7 +92,7 @@ def about_model(name: str, json: bool) -> None:
         console.table([facts | {"config": fields, "doc": doc}], json=True)
         return
     for key, value in facts.items():
-        print(f"{key:<12}  {', '.join(value) if isinstance(value, list) else value}")
+        print(f"{key:<12}  {', '.join(value) if isinstance(value, list) else value or '-'}")
     if fields:
         print()
         rows = [{f"model.{key}" if key == "key" else key: value for key, value in field.items()} for field in fields]
@@ -106,11 +108,11 @@ def _source(path: str) -> tuple[Path | None, str, list[dict[str, Any]]]:
     module, _, name = path.partition(":")
     try:
         spec = find_spec(module)
-    except ImportError:
-        spec = None
-    if spec is None or not spec.origin:
+        if spec is None or not spec.origin:
+            return None, "", []
+        tree = ast.parse(Path(spec.origin).read_text("utf-8"))
+    except Exception:  # a broken plugin, which loading it names
         return None, "", []
-    tree = ast.parse(Path(spec.origin).read_text("utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     found = classes.get(name)
     if found is None:

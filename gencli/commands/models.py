@@ -19,16 +19,15 @@ def models(
 
     List the models: what each can do, its recipes and its paper. With a name, all about that model: its paper, its
     configuration and how it works, as gencli info does.
+
+    Installed packages may offer more models (the column origin names them); GENCLI_NO_PLUGINS=1 leaves those out.
     """
     from gencli import console
-    from gencli.models import TABLE
+    from gencli.models import listing
 
     if name is not None:
         from gencli.commands.info import about_model
-        from gencli.console import UsageError, nearest
 
-        if name not in TABLE:
-            raise UsageError(f"no model {name!r}{nearest(name, TABLE)}", hint="gencli models")
         about_model(name, json)
         return
     from gencli.recipe import list_recipes
@@ -36,16 +35,19 @@ def models(
     recipes: dict[str, list[str]] = {}
     for listed in list_recipes():
         recipes.setdefault(listed.model, []).append(listed.name)
+    entries, problems = listing()
+    for problem in problems:
+        console.say(problem)
     rows = [
         {
             "name": e.name,
-            "family": e.family,
-            "year": e.year,
-            "capabilities": list(e.capabilities),
+            "family": e.family or None,
+            "year": e.year or None,
+            "capabilities": list(e.capabilities) or None,
             "recipes": recipes.get(e.name, []),
             "origin": e.origin,
-            "title": e.title,
+            "title": e.title or None,
         }
-        for e in TABLE.values()
+        for e in entries
     ]
     console.table(rows, json=json)

@@ -15,7 +15,6 @@ fixed permutation, 10 % each.
 from __future__ import annotations
 
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +53,14 @@ def load_path(path: Path, name: str, split: str, *, size: int | None = None, on_
             labels = next((arrays[k + ending] for k in ("y", "label") if k + ending in arrays), None)
             parts[part] = (arrays[f"x{ending}"], labels)
     if "train" not in parts:
-        raise DataError(f"{path}: holds {', '.join(arrays) or 'nothing'}, and neither x nor x_train")
-    levels = int(arrays["levels"]) if "levels" in arrays else None
+        names = ", ".join(arrays)[:200] or "nothing"
+        raise DataError(f"{path}: holds {names if names.isprintable() else ascii(names)}, and neither x nor x_train")
+    given = arrays.get("levels")
+    if given is not None and (given.ndim or given.dtype.kind not in "iu"):
+        raise DataError(f"{path}: levels must be one integer, not {given.dtype} {given.shape}")
+    levels = None if given is None else int(given)
+    if "classes" in arrays and arrays["classes"].ndim != 1:
+        raise DataError(f"{path}: classes must be a list of names")
     return _source(path, name, split, parts, levels, tuple(str(c) for c in arrays.get("classes", ())))
 
 
@@ -65,9 +70,14 @@ def _arrays(path: Path) -> dict[str, Array]:
         if isinstance(loaded, np.ndarray):
             return {"x": loaded}
         with loaded:
-            return {key: loaded[key] for key in loaded.files}
-    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as e:
-        reason = "it holds Python objects, which are never loaded" if "pickle" in str(e) else str(e)
+            found = {key: loaded[key] for key in loaded.files}
+            if strange := [key for key, a in found.items() if not isinstance(a, np.ndarray)]:
+                raise ValueError(f"{strange[0]} is no array")
+            return found
+    except Exception as e:  # numpy parses an array's header as Python, and zip knows many ways to be bad
+        reason = "".join(c if c.isprintable() else "?" for c in str(e)[:200]) or type(e).__name__
+        if "pickle" in reason:
+            reason = "it holds Python objects, which are never loaded"
         raise DataError(f"{path}: cannot be read as arrays: {reason}") from e
 
 
@@ -137,9 +147,11 @@ def _rows(where: str, x: Array, y: Array | None, levels: int | None) -> tuple[Ar
             raise DataError(f"{where}: labels must be {len(x)} integers from 0 on, not {y.dtype} {y.shape}")
         y = y.astype(np.int64)
     if x.dtype.kind == "f" and x.ndim <= 2:
-        if not np.isfinite(x).all():
+        with np.errstate(over="ignore"):
+            x = np.ascontiguousarray(x.reshape(len(x), -1), dtype=np.float32)
+        if not np.isfinite(x).all():  # as float32: what float64 holds may be too large
             raise DataError(f"{where}: points that are not finite")
-        return np.ascontiguousarray(x.reshape(len(x), -1), dtype=np.float32), y, None
+        return x, y, None
     if x.dtype not in (np.uint8, np.bool_) or x.ndim not in (3, 4):
         raise DataError(f"{where}: {x.dtype} {x.shape} is neither images (uint8, n x H x W [x C]) nor points (n x D)")
     levels = levels or (2 if x.dtype == np.bool_ else 256)

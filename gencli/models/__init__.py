@@ -1,22 +1,30 @@
-"""The table of models: what exists, where, from which paper. Imports no torch."""
+"""The table of models: what exists, where, from which paper; and the models of installed plugins. Imports no torch."""
 
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gencli.console import UsageError, nearest
+from gencli.console import GencliError, UsageError, nearest
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from gencli.contract import Model
 
-__all__ = ["TABLE", "Entry", "model_class"]
+__all__ = ["GROUP", "TABLE", "Entry", "entry", "listing", "model_class", "plugins"]
+
+GROUP = "gencli.models"  # of entry points, by which a package offers a model
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model. ``path`` is ``module:Class``; ``capabilities`` are those of ``contract.CAPABILITIES``."""
+    """One model. ``path`` is ``module:Class``; ``capabilities`` are those of ``contract.CAPABILITIES``.
+
+    A plugin's has its package as ``origin``, the package's summary as ``title``, and nothing in the other fields.
+    """
 
     name: str
     path: str
@@ -66,13 +74,92 @@ TABLE: dict[str, Entry] = {
 }
 
 
-def model_class(name: str) -> type[Model]:
-    """The class of model ``name``. Imports its module, and so torch.
+def entry(name: str) -> Entry:
+    """What is known of model ``name``, built in or installed as a plugin, without importing it.
 
-    :raises UsageError: if the table has no such model.
+    :raises UsageError: if there is no such model.
     """
+    if name in TABLE:
+        return TABLE[name]
+    found, _ = plugins()
+    if name in found:
+        return _listed(found[name])
+    raise UsageError(f"no model {name[:100]!r}{nearest(name, [*TABLE, *found])}", hint="gencli models")
+
+
+def model_class(name: str) -> type[Model]:
+    """The class of model ``name``. Imports its module, and so torch; of the plugins, only the one named.
+
+    :raises UsageError: if there is no such model.
+    :raises GencliError: if the plugin of that name is broken.
+    """
+    listed = entry(name)
     if name not in TABLE:
-        raise UsageError(f"no model {name!r}{nearest(name, TABLE)}", hint="gencli models")
-    module, _, attribute = TABLE[name].path.partition(":")
+        return _load(plugins()[0][name], listed.origin)
+    module, _, attribute = listed.path.partition(":")
     found: type[Model] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- plugins
+
+
+def plugins() -> tuple[dict[str, EntryPoint], list[str]]:
+    """The models that installed packages offer, by name, and what is wrong with their names; imports none of them.
+
+    A package offers a model by an entry point of the group ``gencli.models``: ``name = "module:Class"``. There is no
+    other way in: no folder is searched and no file names a module. A built-in model cannot be replaced, and of two
+    packages that offer one name neither is believed. ``GENCLI_NO_PLUGINS=1``: none.
+    """
+    if os.environ.get("GENCLI_NO_PLUGINS", "0") not in ("", "0"):
+        return {}, []
+    from importlib import metadata
+
+    try:
+        points = sorted(metadata.entry_points(group=GROUP), key=lambda p: (p.name, _origin(p)))
+    except Exception as error:  # one package with a malformed list of entry points
+        return {}, [f"plugins are left out: the installed packages' entry points cannot be read ({_line(error)})"]
+    offers: dict[str, list[EntryPoint]] = {}
+    for point in points:
+        offers.setdefault(point.name, []).append(point)
+    problems: list[str] = []
+    for name, offered in list(offers.items()):
+        origins = " and ".join(map(_origin, offered))
+        if name in TABLE:
+            problems.append(f"model {name!r} of {origins} is left out: gencli has a model of that name")
+        elif len(offered) > 1:
+            problems.append(f"model {name!r} is left out: {origins} both offer it")
+    return {n: o[0] for n, o in offers.items() if n not in TABLE and len(o) == 1}, problems
+
+
+def listing() -> tuple[list[Entry], list[str]]:
+    """All models, the built-in ones first, and what is wrong with the plugins' names."""
+    found, problems = plugins()
+    return [*TABLE.values(), *map(_listed, found.values())], problems
+
+
+def _listed(point: EntryPoint) -> Entry:
+    """What a plugin's package says of itself: the rest is in its source, which only :func:`model_class` runs."""
+    about = point.dist.metadata.get_all("Summary") if point.dist else None
+    return Entry(point.name, point.value, "", about[0] if about else "", "", 0, "", (), _origin(point))
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed package"
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _load(point: EntryPoint, origin: str) -> type[Model]:
+    from gencli.contract import Model
+
+    hint = f"install another version of {origin.split(maxsplit=1)[0]}, or leave plugins out: GENCLI_NO_PLUGINS=1"
+    try:
+        found = point.load()
+    except Exception as error:  # a stranger's module may raise anything
+        raise GencliError(f"model {point.name!r} of {origin} cannot be loaded: {_line(error)}", hint=hint) from error
+    if not (isinstance(found, type) and issubclass(found, Model)):
+        raise GencliError(f"model {point.name!r} of {origin}: {point.value} is no subclass of Model", hint=hint)
     return found
