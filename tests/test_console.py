@@ -179,7 +179,13 @@ def test_full_disk_on_stdout(body):
 
 def test_interrupt_by_signal():
     code = source("import time\nprint('on', flush=True)\ntime.sleep(20)")
-    process = subprocess.Popen([*PYTHON, code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    process = subprocess.Popen(
+        [*PYTHON, code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
