@@ -8,7 +8,6 @@ LOCAL_RANK). Every process must reach the same calls of this module in the same 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -23,7 +22,6 @@ __all__ = [
     "first",
     "gather",
     "join",
-    "launched",
     "leave",
     "rank",
     "spread",
@@ -31,7 +29,6 @@ __all__ = [
     "world",
 ]
 
-JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(minutes=5)  # for a process that hangs; one that dies is noticed at once
 PATIENCE = timedelta(days=1)  # for what the first process does alone: long evaluations, pictures, slow disks
 
@@ -50,11 +47,6 @@ def world() -> int:
 
 
 # ---------------------------------------------------------------------- joining
-
-
-def launched() -> bool:
-    """Whether the environment says that this process is one of several."""
-    return all(name in os.environ for name in JOB) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def join(backend: str) -> None:

@@ -26,11 +26,12 @@ __all__ = ["joined", "launch", "launched", "led", "mind_the_parent"]
 
 GRACE = 5.0  # seconds that the others have to end by themselves after one has failed
 CHILD = "GENCLI_LAUNCHED"
+JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun and launch() tell each process
 
 
 def launched() -> bool:
     """Whether this process is one of several already, by :func:`launch` or by torchrun."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    return all(name in os.environ for name in JOB) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def launch(devices: int) -> int:
@@ -133,7 +134,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
 
     from gencli import processes
 
-    if not processes.launched():
+    if not launched():
         yield
         return
     backend = _backend(device)
