@@ -24,6 +24,7 @@ __all__ = ["CAPABILITIES", "Batch", "Config", "DataSpec", "Model", "Phase", "Ste
 CAPABILITIES: dict[str, tuple[str, ...]] = {
     "samples": ("sample",),
     "likelihood": ("log_prob",),
+    "completes": ("complete",),
     "latents": ("prior", "decode"),
     "encodes": ("encode",),
     "features": ("features",),
@@ -36,8 +37,10 @@ CAPABILITIES: dict[str, tuple[str, ...]] = {
 class DataSpec(BaseModel):
     """What a model is told of its data, and all that it may know of it.
 
-    Raw images are uint8 or int16 arrays ``(n, C, H, W)`` of levels ``0 .. levels - 1``; raw points are float
-    ``(n, D)`` with ``levels = None``. ``size`` is the number of training rows, None for drawn data that never ends.
+    Raw images are uint8 or int16 arrays ``(n, C, H, W)`` of levels ``0 .. levels - 1``; raw audio is uint8
+    ``(n, 1, T)`` of 256 mu-law levels, ``rate`` of them a second; raw text is int16 ``(n, T)``, each level a symbol
+    of ``vocabulary``; raw points are float ``(n, D)`` with ``levels = None``. ``size`` is the number of training
+    rows, None for drawn data that never ends.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,7 +51,8 @@ class DataSpec(BaseModel):
     levels: int | None = None
     classes: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
-    vocabulary: int | None = None
+    vocabulary: tuple[str, ...] = ()
+    rate: int | None = None
     size: int | None = None
 
     @property
@@ -186,6 +190,7 @@ class Model(nn.Module):
     if TYPE_CHECKING:  # capabilities are methods that a model has or lacks
         sample: Callable[..., Tensor]
         log_prob: Callable[..., Tensor]
+        complete: Callable[..., Tensor]
         prior: Callable[..., Tensor]
         decode: Callable[..., Tensor]
         encode: Callable[..., Tensor]

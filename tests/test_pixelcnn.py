@@ -269,3 +269,24 @@ def test_training_learns_and_dropout_ends_with_it(stacks: str):
     model.eval()
     nats = -model.log_prob(x.byte(), Rng(torch.zeros(2, dtype=torch.long))).mean().item()
     assert math.log(3) - 0.01 < nats < math.log(3) + 0.25
+
+
+@pytest.mark.parametrize("C", [1, 3])
+def test_completion_keeps_what_is_given_and_draws_the_rest_as_the_naive_route_does(C: int) -> None:
+    model = build((C, 4, 5), 5)
+    rows = range(6)
+    drawn = model.sample(SampleRng(0, rows))
+    given = torch.randint(5, drawn.shape)
+    known = 7  # pixels: one row of five and two more
+    before = torch.arange(20).view(4, 5) < known
+    done = model.complete(given, known, SampleRng(0, rows))
+    assert (done == given)[..., before].all()
+    assert (done != drawn)[..., ~before].any()
+    u = SampleRng(0, rows).uniform("pixel", given.shape)
+    for i, j, g in itertools.product(range(4), range(5), range(C)):  # every draw inverts its cdf given all before
+        if not before[i, j]:
+            level = invert_cdf(model(done)[:, g, i, j], u[:, g, i, j])
+            assert torch.equal(level, done[:, g, i, j].long()), (i, j, g)
+    assert torch.equal(model.complete(given, 0, SampleRng(0, rows)), drawn)
+    assert torch.equal(model.complete(given, 20, SampleRng(0, rows)), given.to(torch.uint8))
+    assert torch.equal(model.complete(drawn, known, SampleRng(0, rows)), drawn)

@@ -48,7 +48,7 @@ TABLE: dict[str, Entry] = {
             "Aäron van den Oord, Nal Kalchbrenner, Oriol Vinyals, Lasse Espeholt, Alex Graves, Koray Kavukcuoglu",
             2016,
             "1606.05328",
-            ("samples", "likelihood"),
+            ("samples", "likelihood", "completes"),
         ),
         Entry(
             "vae",

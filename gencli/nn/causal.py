@@ -271,13 +271,21 @@ class Network(Protocol):
         ...
 
 
-def draw_pixels(network: Network, u: Tensor, groups: int, temperature: float = 1.0) -> Tensor:
-    """Levels (int64) of the shape of ``u`` (n, C, H, W), uniforms, in raster order, ``groups`` draws a pixel."""
+def draw_pixels(
+    network: Network, u: Tensor, groups: int, temperature: float = 1.0, given: Tensor | None = None, known: int = 0
+) -> Tensor:
+    """Levels (int64) of the shape of ``u`` (n, C, H, W), uniforms, in raster order, ``groups`` draws a pixel.
+
+    The first ``known`` pixels are those of ``given`` (n, C, H, W) instead.
+    """
     _, _, height, width = u.shape
-    u = u.unflatten(1, (groups, -1)).permute(3, 4, 1, 0, 2).contiguous()
-    x = torch.empty_like(u, dtype=torch.long)
+    given = torch.zeros_like(u) if given is None else given
+    u, x = (t.unflatten(1, (groups, -1)).permute(3, 4, 1, 0, 2) for t in (u, given))
+    u, x = u.contiguous(), x.long().clone(memory_format=torch.contiguous_format)
     for i, j, g in product(range(height), range(width), range(groups)):
-        x[i, j, g] = invert_cdf(network.logits(i, j, g), u[i, j, g], temperature)
+        logits = network.logits(i, j, g)  # for known pixels too: later ones see what it leaves behind
+        if i * width + j >= known:
+            x[i, j, g] = invert_cdf(logits, u[i, j, g], temperature)
         network.put(i, j, g, x[i, j, g])
     return x.permute(3, 2, 4, 0, 1).flatten(1, 2)
 

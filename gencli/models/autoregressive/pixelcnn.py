@@ -256,15 +256,29 @@ class PixelCNN(Model):
         return self._draw(rng, lambda u: Cached(self, rng.n, self.one_hot(labels)), temperature)
 
     @torch.no_grad()
+    def complete(
+        self, x: Tensor, known: int, rng: Rng, labels: Tensor | None = None, *, temperature: float = 1.0
+    ) -> Tensor:
+        """Raw images (n, C, H, W): the first ``known`` pixels, in raster order, of raw ``x``, the others drawn."""
+        return self._draw(rng, lambda u: Cached(self, rng.n, self.one_hot(labels)), temperature, x, known)
+
+    @torch.no_grad()
     def sample_naive(self, rng: Rng, labels: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
         """The same images by a pass over the whole image for every draw: oracle and baseline of :meth:`sample`."""
         return self._draw(rng, lambda u: Naive(lambda x: self(x, labels), u, self.colours), temperature)
 
-    def _draw(self, rng: Rng, network: Callable[[Tensor], Network], temperature: float) -> Tensor:
+    def _draw(
+        self,
+        rng: Rng,
+        network: Callable[[Tensor], Network],
+        temperature: float,
+        given: Tensor | None = None,
+        known: int = 0,
+    ) -> Tensor:
         if not temperature > 0:
             raise UsageError(f"temperature must be positive, got {temperature}")
         u = rng.uniform("pixel", (rng.n, *self.spec.shape))
-        x = draw_pixels(network(u), u, self.colours, temperature)
+        x = draw_pixels(network(u), u, self.colours, temperature, given, known)
         return x.to(torch.uint8 if self.levels <= 256 else torch.int16)
 
 
