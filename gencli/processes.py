@@ -7,14 +7,19 @@ LOCAL_RANK). Every process must reach the same calls of this module in the same 
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = [
     "agree",
@@ -24,6 +29,7 @@ __all__ = [
     "join",
     "leave",
     "rank",
+    "shared",
     "spread",
     "total",
     "world",
@@ -32,7 +38,9 @@ __all__ = [
 TIMEOUT = timedelta(minutes=5)  # for a process that hangs; one that dies is noticed at once
 PATIENCE = timedelta(days=1)  # for what the first process does alone: long evaluations, pictures, slow disks
 
+S = TypeVar("S")
 T = TypeVar("T")
+Array = np.ndarray[Any, Any]
 _waiting: Any = None  # the group of those who wait for the first process
 
 
@@ -52,7 +60,10 @@ def world() -> int:
 def join(backend: str) -> None:
     """Meet the other processes of the job."""
     global _waiting  # noqa: PLW0603
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
+    # torchrun keeps its store over restarts: without this, processes would call at the doors of the dead
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     _waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
@@ -151,6 +162,34 @@ def first(do: Callable[[], T]) -> T:
         raise
     _hear({"value": value})
     return value
+
+
+def shared(items: Iterable[S], do: Callable[[S], Array]) -> Iterator[Array]:
+    """``do(item)`` of every item, in order, on all processes; each item is worked on by one of them.
+
+    Whole items are shared out, so no bit of a result depends on how many processes there are.
+    """
+    if world() == 1:
+        yield from map(do, items)
+        return
+    queue = iter(items)
+    while turn := list(islice(queue, world())):
+        mine = io.BytesIO()
+        if rank() < len(turn):
+            np.save(mine, do(turn[rank()]), allow_pickle=False)
+        for data in _everyones(mine.getvalue())[: len(turn)]:
+            yield np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def _everyones(data: bytes) -> list[bytes]:
+    """What each process says, in the order of their numbers."""
+    mine = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(world())]
+    dist.all_gather(sizes, torch.tensor([len(data)]), group=_waiting)
+    most = max(1, *map(int, sizes))
+    parts = [torch.empty(most, dtype=torch.uint8) for _ in sizes]
+    dist.all_gather(parts, torch.cat([mine, mine.new_zeros(most - len(mine))]), group=_waiting)
+    return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes)]
 
 
 def _hear(said: Any) -> Any:

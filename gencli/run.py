@@ -27,12 +27,14 @@ __all__ = ["Follower", "Run", "environment", "find", "list_runs", "newest", "now
 
 KEYS = (
     "command",
+    "job",
     "gencli",
     "python",
     "torch",
     "git",
     "machine",
     "device",
+    "processes",
     "threads",
     "seed",
     "model",
@@ -207,6 +209,14 @@ def _allocate(root: Path, name: str) -> Path:
         number += 1
 
 
+def _vacant(folder: Path) -> bool:
+    """Whether a run may begin there: nothing is there, or what a run left that fell before its recipe was written."""
+    if not folder.is_dir():
+        return not folder.exists()
+    names = {p.name for p in folder.iterdir()}
+    return not names or (".lock" in names and all(n == "run.json" or n.startswith(".") for n in names))
+
+
 class Run:
     """A run folder that this process writes. Use it as a context manager, or :meth:`close` it."""
 
@@ -223,15 +233,16 @@ class Run:
             folder = _allocate(Path(root), safe)
         else:
             folder = Path(out)
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise UsageError(f"{folder} exists and is not an empty folder", hint="gencli train --out NEW_FOLDER")
+            taken = UsageError(f"{folder} exists and is not an empty folder", hint="gencli train --out NEW_FOLDER")
+            if not _vacant(folder):
+                raise taken
             folder.mkdir(parents=True, exist_ok=True)
         _lock(folder)
         facts = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), **environment()}
         run = cls(folder, {key: facts.get(key) for key in KEYS})
-        if (folder / "run.json").exists():  # another process took the same ``out`` and has ended since
+        if (folder / "recipe.yaml").exists():  # another process took the same ``out`` and has ended since
             run.close()
-            raise UsageError(f"{folder} exists and is not an empty folder", hint="gencli train --out NEW_FOLDER")
+            raise taken
         run.update(start=now(), state="running")
         files.sync_folder(folder.parent)
         return run

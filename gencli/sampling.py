@@ -12,6 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from gencli import processes
 from gencli.console import UsageError, nearest
 from gencli.contract import DataSpec, Model, Step
 from gencli.rng import SampleRng, using
@@ -64,11 +65,11 @@ def draw(
     options: Mapping[str, Any] | None = None,
     chunk: int | None = None,
 ) -> Iterator[Samples]:
-    """Samples 0 .. n - 1 of ``model``, a chunk at a time.
+    """Samples 0 .. n - 1 of ``model``, a chunk at a time; several processes share the chunks out, and each has all.
 
     The last chunk is computed whole and trimmed: what it is filled up with are the next samples, so no bit of a
-    sample depends on ``n``. ``labels`` (for class-conditional models) are repeated; without them the classes take
-    turns. Raises UsageError for an unknown option.
+    sample depends on ``n``, nor on the number of processes. ``labels`` (for class-conditional models) are repeated;
+    without them the classes take turns. Raises UsageError for an unknown option.
     """
     options = dict(options or {})
     check_options(model.sample, options)
@@ -77,12 +78,17 @@ def draw(
         raise UsageError("this model is not class-conditional: it takes no labels")
     device = next(model.parameters()).device
     size = chunk or model.chunk
-    for start in range(0, n, size):
-        rows = range(start, start + size)
-        y = labels_for(model.spec, rows, labels, device) if conditional else None
-        with scope(SampleRng(seed, rows, "sample", device)) as rng:
-            x = raw(model.sample(rng, labels=y, **options), model.spec)
-        keep = min(size, n - start)
+
+    def classes(start: int) -> Tensor | None:
+        return labels_for(model.spec, range(start, start + size), labels, device) if conditional else None
+
+    def one(start: int) -> np.ndarray[Any, Any]:
+        with scope(SampleRng(seed, range(start, start + size), "sample", device)) as rng:
+            return raw(model.sample(rng, labels=classes(start), **options), model.spec)
+
+    starts = range(0, n, size)
+    for start, x in zip(starts, processes.shared(starts, one)):
+        y, keep = classes(start), min(size, n - start)
         yield Samples(x[:keep], None if y is None else y.cpu().numpy()[:keep], start)
 
 

@@ -1,4 +1,4 @@
-"""Ten systems that strain the contract, each as small as its mechanism allows: what ``test_trainer`` runs over.
+"""Eleven systems that strain the contract, each as small as its mechanism allows: what ``test_trainer`` runs over.
 
 They are ports of mechanisms (queues, generations, pools, lazy penalties, clipping, ...), not of the papers' networks.
 """
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from gencli.contract import DataSpec, Model, Phase, Step, Stream, every
 from gencli.nn.dropout import Dropout, name_layers
 from gencli.nn.mlp import mlp
-from gencli.rng import Rng, ambient, generator
+from gencli.nn.norm import BatchNorm
+from gencli.rng import Rng, generator
 
 __all__ = ["CASES", "Case", "Source", "images", "points"]
 
@@ -54,28 +55,6 @@ def points(n: int = 40, endless: bool = False) -> Source:
     x = np.stack([np.cos(angle), np.sin(angle)], 1) + 0.05 * g.standard_normal((n, 2))
     spec = DataSpec(name="blobs", kind="points", shape=(2,), size=None if endless else n)
     return Source(spec, torch.from_numpy(x), torch.from_numpy(label), endless)
-
-
-class BatchNorm(nn.Module):
-    """Normalises by the statistics of the global batch, and in evaluation by their running average."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(d))
-        self.register_buffer("mean", torch.zeros(d))
-        self.register_buffer("var", torch.ones(d))
-
-    def forward(self, h: Tensor) -> Tensor:
-        if not self.training:
-            return (h - self.mean) / (self.var + 1e-5).sqrt() * self.gain
-        s = ambient()
-        n = len(h) * s.stride
-        mean = s.total(h.sum(0)) / n
-        var = s.total((h - mean).square().sum(0)) / n
-        with torch.no_grad():
-            self.mean.lerp_(mean, 0.1)
-            self.var.lerp_(var, 0.1)
-        return (h - mean) / (var + 1e-5).sqrt() * self.gain
 
 
 def sharpened(p: Tensor) -> Tensor:
@@ -488,6 +467,39 @@ class WGAN(Model):
         return self.G(rng.normal("z", (rng.n, 4)))
 
 
+class NormedGP(Model):
+    """Batch norm in both players under a gradient penalty: couples the batch in a second derivative.
+
+    The paper has none in the critic (Gulrajani et al. 2017, arXiv:1704.00028, section 4); it is the hardest case.
+    """
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        deconv = nn.ConvTranspose2d(8, spec.shape[0], 2, 2, bias=False)
+        self.G = nn.Sequential(
+            nn.Linear(4, 32, bias=False), BatchNorm(32), nn.Unflatten(1, (8, 2, 2)), nn.ReLU(), deconv
+        )
+        conv = nn.Conv2d(spec.shape[0], 8, 2, 2, bias=False)
+        self.D = nn.Sequential(conv, BatchNorm(8), nn.Softplus(), nn.Flatten(), nn.Linear(32, 1, bias=False))
+
+    def phases(self) -> list[Phase]:
+        return [Phase("critic", self.D, self.critic), Phase("generator", self.G, self.generator, batch={})]
+
+    def critic(self, b: Any, s: Step) -> dict[str, Any]:
+        x, fake = self.spec.scale(b.x), self.G(s.rng.normal("z", (b.n, 4))).detach()
+        e = s.rng.uniform("e", (b.n, 1, 1, 1))
+        mixed = (e * x + (1 - e) * fake).requires_grad_()
+        (slope,) = torch.autograd.grad(self.D(mixed).sum(), mixed, create_graph=True)
+        penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        return {"loss": (self.D(fake) - self.D(x)).mean() + 10 * penalty, "penalty": penalty}
+
+    def generator(self, b: Any, s: Step) -> dict[str, Any]:
+        return {"loss": -self.D(self.G(s.rng.normal("z", (b.n, 4)))).mean()}
+
+    def sample(self, rng: Rng, labels: Tensor | None = None) -> Tensor:
+        return self.G(rng.normal("z", (rng.n, 4))).tanh()
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, its data, what its recipe would say, and whether its loss couples the examples of a batch."""
@@ -509,4 +521,5 @@ CASES = {
     "glow": Case(Glow, lambda: points(endless=True), {"optimizer": "adamax", "ema": 0.99}),
     "dropout-vae": Case(DropoutVAE, images, {"ema": 0.9, "schedule": "exponential", "decay": 0.99}),
     "wgan": Case(WGAN, points, {"optimizer": "rmsprop", "ema": 0.9}),
+    "normed-gp": Case(NormedGP, images, {"betas": (0.0, 0.9)}, coupled=True),
 }

@@ -19,17 +19,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gencli import checkpoint, processes
+from gencli.commands.train import _begun as begun
 from gencli.commands.train import train_recipe
 from gencli.console import Diverged, GencliError, UsageError
+from gencli.contract import Step
+from gencli.metrics.likelihood import nll
 from gencli.models import TABLE
+from gencli.nn.norm import BatchNorm
 from gencli.recipe import Recipe, load
+from gencli.rng import Keys, using
 from gencli.run import Run, read_record
+from gencli.sampling import draw
 from gencli.training.launch import joined, led
 from gencli.training.session import Interrupted, Session, settings
 from gencli.training.trainer import Trainer
@@ -111,6 +118,30 @@ def derivatives() -> None:
         torch.testing.assert_close(own, curve[r::w], rtol=1e-12, atol=1e-12)
 
 
+def batch_norm() -> None:
+    """Outputs, first and second derivatives and running averages are those of torch's layer on the whole batch."""
+    r, w = processes.rank(), processes.world()
+    g = torch.Generator().manual_seed(0)
+    whole = (5 + torch.randn(3 * w, 2, 3, 2, dtype=torch.float64, generator=g)).requires_grad_()
+    want, have = (norm.double() for norm in (torch.nn.BatchNorm2d(2), BatchNorm(2)))
+    for norm in (want, have):
+        norm.weight.data, norm.bias.data = torch.tensor([0.5, 2.0]).double(), torch.tensor([-1.0, 1.0]).double()
+    mine = whole.detach()[r::w].clone().requires_grad_()
+    s = Step(0, 1, Keys(0).open("norm", offset=r, stride=w), torch.zeros(()), 0, r, w)
+    with using(s):
+        pairs = [(want(whole), whole), (have(mine), mine)]
+    slopes = [torch.autograd.grad((y**3).sum(), x, create_graph=True)[0] for y, x in pairs]
+    curves = [torch.autograd.grad((d**2).sum(), x)[0] for d, (_, x) in zip(slopes, pairs)]
+    for one, several in [(pairs[0][0], pairs[1][0]), slopes, curves]:
+        torch.testing.assert_close(several, one[r::w], rtol=1e-10, atol=1e-10)
+    assert have.running_var.sub(want.running_var).abs().max() < 1e-14 and have.running_mean.sum() > 0.9
+    torch.testing.assert_close(have.running_mean, want.running_mean, rtol=1e-14, atol=0)
+    torch.testing.assert_close(have.eval()(mine), want.eval()(whole)[r::w], rtol=1e-13, atol=1e-13)
+    early = Step(0, 1, Keys(0).open("early", offset=r, stride=2 * w), torch.zeros(()), 0, r, 2 * w)
+    with using(early), pytest.raises(UsageError, match=r"train\.accumulate must be 1"):
+        have.train()(mine)
+
+
 def decisions() -> None:
     """What one process knows, all do; what fails on the first ends all."""
     r, w = processes.rank(), processes.world()
@@ -133,6 +164,22 @@ def decisions() -> None:
     assert r == 0 or caught.value.code == 2
     assert processes.differing(b"same") is None
     assert processes.differing(b"abcd" if r < w - 1 else b"abce") == w - 1
+
+
+def work() -> None:
+    """Items are shared out whole, one process each; all have all results, in order."""
+    r, w = processes.rank(), processes.world()
+    for n in (0, 1, w, 2 * w + 1):
+        done: list[int] = []
+
+        def do(i: int, done: list[int] = done) -> np.ndarray[Any, Any]:
+            done.append(i)
+            return np.full((i % 3, 2), i, np.int16) if i % 2 else np.array(float(i))
+
+        found = list(processes.shared(range(n), do))
+        assert done == list(range(n))[r::w]
+        assert [str(a.dtype) for a in found] == ["int16" if i % 2 else "float64" for i in range(n)]
+        assert all(np.array_equal(a, np.full((i % 3, 2), i) if i % 2 else float(i)) for i, a in enumerate(found))
 
 
 def divergence() -> None:
@@ -175,20 +222,35 @@ def different_weights(folder: Path) -> None:
 
 
 def goes_on_and_stops(folder: Path) -> None:
-    """A run of one process goes on here; a signal to the second process stops all at the same step, saved."""
-    made = recipe("vae", *RESUMED)
-    with settings(made) as device, led(lambda: Run.open(folder / "resumed")) as run:
+    """A run of fewer processes goes on here; a signal to the second process stops all at the same step, saved."""
+    made, (begin, end) = recipe("vae", *RESUMED), {2: (6, 11), 4: (11, 15)}[processes.world()]
+    with settings(made) as device, led(lambda: Run.open(folder.parent / "resumed")) as run:
         session = Session(made, device)
         session.resume(run)
-        assert session.trainer.number == 6
-        stop_at(session, 13, only=1)
+        assert session.trainer.number == begin
+        stop_at(session, end, only=1)
         with pytest.raises(Interrupted) as caught:
             session.fit(preview=False)
         assert caught.value.exit_code == 128 + signal.SIGTERM
-        assert session.trainer.number == 13
+        assert session.trainer.number == end
 
 
 RESUMED = ["train.checkpoint_every=5", "train.evaluate_every=4", "train.sample_every=10"]
+
+
+def drawn(name: str) -> dict[str, Tensor]:
+    """What a model of the table draws and how likely it finds data, as its weights start: in chunks of three."""
+    made = tiny(name)
+    with settings(made) as device:
+        session = Session(made, device)
+        with session.trainer.evaluating() as model:
+            found = {}
+            if hasattr(model, "sample"):
+                found["samples"] = torch.from_numpy(np.concatenate([c.x for c in draw(model, 10, chunk=3)]))
+            if hasattr(model, "log_prob"):
+                model.chunk = 3
+                found["nats"] = torch.tensor(nll(model, session.val_data, limit=10)["nats"], dtype=torch.float64)
+            return found
 
 
 def stop_at(session: Session, step: int, only: int = 0) -> None:
@@ -203,7 +265,10 @@ def stop_at(session: Session, step: int, only: int = 0) -> None:
     session.trainer.step = stopped  # type: ignore[method-assign]
 
 
-CHECKS = {f.__name__: f for f in (rows_everywhere, derivatives, decisions, divergence, batches_that_do_not_divide)}
+CHECKS = {
+    f.__name__: f
+    for f in (rows_everywhere, derivatives, batch_norm, decisions, work, divergence, batches_that_do_not_divide)
+}
 WITH_FILES = {f.__name__: f for f in (different_weights, goes_on_and_stops)}
 
 
@@ -213,8 +278,9 @@ def member(folder: Path) -> None:
     found: dict[str, Any] = {"errors": {}, "digests": {}, "logs": {}}
     with joined("cpu"):
         jobs = {name: lambda name=name: CHECKS[name]() for name in CHECKS}
-        if processes.world() == 2:
-            jobs |= {name: lambda name=name: WITH_FILES[name](folder) for name in WITH_FILES}
+        jobs |= {name: lambda name=name: WITH_FILES[name](folder) for name in WITH_FILES}
+        for name in TABLE:
+            jobs[f"draw-{name}"] = lambda name=name: (drawn(name), [], b"")
         for name in NAMES:
             jobs[name] = lambda name=name: trained(name)
         for name, job in jobs.items():
@@ -248,10 +314,13 @@ class Group:
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Group]:
-    """A group of each size, and a run that one process began for the group of two to go on with."""
-    folders = {world: tmp_path_factory.mktemp(f"group-{world}") for world in WORLDS}
+    """A group of each size, and a run that one process began for the groups to go on with, one after the other."""
+    base = tmp_path_factory.mktemp("groups")
+    folders = {world: base / str(world) for world in WORLDS}
+    for folder in folders.values():
+        folder.mkdir()
     made = recipe("vae", *RESUMED)
-    with settings(made) as device, Run.create(out=folders[2] / "resumed") as run:
+    with settings(made) as device, Run.create(out=base / "resumed") as run:
         session = Session(made, device)
         session.start(run)
         stop_at(session, 6)
@@ -294,19 +363,40 @@ def test_any_number_of_processes_is_one(groups: dict[int, Group], alone: dict[st
         assert several == pytest.approx(one, rel=1e-8, abs=1e-9)
 
 
-def test_nothing_is_written_by_processes_that_have_parted(groups: dict[int, Group]) -> None:
-    groups[2].passed("different_weights")
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", TABLE)
+def test_samples_and_scores_have_the_same_bits_on_any_number_of_processes(
+    groups: dict[int, Group], alone: dict[str, Any], name: str, world: int
+) -> None:
+    group, name, key = groups[world], f"draw-{name}", name
+    group.passed(name)
+    if name not in alone:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        alone[name] = drawn(key)
+        torch.set_num_threads(before)
+    have = load_file(group.folder / f"{name}.safetensors")
+    assert alone[name] and have.keys() == alone[name].keys()
+    for part, value in alone[name].items():
+        assert torch.equal(have[part], value), part
 
 
-def test_a_run_goes_from_one_process_to_two_and_back(groups: dict[int, Group], tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", WORLDS)
+def test_nothing_is_written_by_processes_that_have_parted(groups: dict[int, Group], world: int) -> None:
+    groups[world].passed("different_weights")
+
+
+def test_a_run_goes_from_one_process_to_two_to_four_and_back(groups: dict[int, Group], tmp_path: Path) -> None:
     groups[2].passed("goes_on_and_stops")
-    made, folder = recipe("vae", *RESUMED), groups[2].folder / "resumed"
+    groups[4].passed("goes_on_and_stops")
+    made, folder = recipe("vae", *RESUMED), groups[2].folder.parent / "resumed"
     assert read_record(folder)["state"] == "interrupted"
-    assert checkpoint.steps(folder)[-1][0] == 13
+    assert read_record(folder)["processes"] == 4
+    assert checkpoint.steps(folder)[-1][0] == 15
     with settings(made) as device, Run.open(folder) as run:
         session = Session(made, device)
         session.resume(run)
-        assert session.trainer.number == 13
+        assert session.trainer.number == 15
         session.fit(preview=False)
         have = state(session.trainer)
     with settings(made) as device, Run.create(out=tmp_path / "whole") as run:
@@ -423,6 +513,61 @@ def test_a_dead_process_ends_the_job(job: tuple[subprocess.Popen[str], Path]) ->
     assert "another process of this job has stopped" in stderr
     assert read_record(out)["state"] == "failed"
     assert checkpoint.latest(out) is not None
+
+
+@linux
+def test_torchrun_starts_again_from_the_last_checkpoint(one: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs/0001-vae-digits"
+    given = words(out, STEPS)[:-2]  # without --out: the second life finds the run by the job's name
+    # the first life is slow, and falls by our hand in its tenth step or later
+    slow = "import os, runpy, sys, time; from gencli.training.trainer import Trainer as T; step = T.step\n"
+    slow += "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+    slow += "    T.step = lambda self: (time.sleep(0.2 if self.number < 10 else 1), step(self))[1]\n"
+    slow += "sys.argv[0] = 'gencli'; runpy.run_module('gencli', run_name='__main__', alter_sys=True)"
+    (tmp_path / "slow.py").write_text(slow)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [*launcher, "--max-restarts=1", "--monitor-interval=0.1", "slow.py", *given, "train.checkpoint_every=4"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints/step-000008").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert stdout == "runs/0001-vae-digits\n"
+    name = f"checkpoints/step-{STEPS:06d}/model.safetensors"
+    want, have = load_file(one / name), load_file(out / name)
+    assert max((have[key] - want[key]).abs().max().item() for key in want) < 1e-6
+    assert read_record(out)["state"] == "done"
+    assert [run.name for run in out.parent.iterdir()] == [out.name]
+    assert begun("another", None) is None
+    assert begun("any", out) == out
+    assert begun("any", tmp_path / "new") is None
+
+
+def test_two_processes_write_and_print_what_one_does(one: Path, tmp_path: Path) -> None:
+    """Sampling and evaluation, whole commands: equal files, equal rows."""
+    several = []
+    for n in ("1", "2"):
+        said = {}
+        for name, verb in {"x.npz": ["sample", "-n", "150", "-o", "x.npz"], "-": ["sample", "-o", "-"]}.items():
+            (tmp_path / n).mkdir(exist_ok=True)
+            line = command(*verb[:1], str(one), *verb[1:], "--devices", n, "--device", "cpu")
+            done = subprocess.run(line, check=False, capture_output=True, cwd=tmp_path / n)
+            assert done.returncode == 0, done.stderr
+            said[name] = done.stdout if name == "-" else (tmp_path / n / name).read_bytes()
+        line = command("eval", "nll", str(one), "--devices", n, "--device", "cpu")
+        done = subprocess.run(line, check=False, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        several.append(said | {"nll": json.loads(done.stdout)})
+    assert several[0] == several[1]
+    assert len(several[0]["-"]) > 64 * 1024 and several[0]["nll"]["examples"] == 359
 
 
 @linux

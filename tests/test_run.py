@@ -83,6 +83,7 @@ def test_processes_get_different_numbers(tmp_path: Path) -> None:
 def test_out_is_taken_as_it_is(tmp_path: Path) -> None:
     with Run.create(tmp_path / "runs", "x", out=tmp_path / "deep" / "out") as r:
         assert r.path == tmp_path / "deep" / "out" and not (tmp_path / "runs").exists()
+        r.write_recipe("seed: 1\n")
     (tmp_path / "empty").mkdir()
     Run.create(out=tmp_path / "empty").close()
     (tmp_path / "file").touch()
@@ -91,6 +92,18 @@ def test_out_is_taken_as_it_is(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"{taken} exists and is not an empty folder"):
             Run.create(out=tmp_path / taken)
         assert sorted((tmp_path / "deep").rglob("*")) == before
+
+
+def test_out_may_hold_what_fell_before_there_was_a_recipe(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with Run.create(out=out) as fallen:
+        fallen.update(seed=7)
+    (out / ".run.json.1.tmp").write_text("{")
+    with Run.create(out=out) as r:
+        assert r.record["seed"] is None
+    (out / "notes.txt").touch()  # somebody's
+    with pytest.raises(UsageError, match="exists and is not an empty folder"):
+        Run.create(out=out)
 
 
 # ---------------------------------------------------------------------- lock

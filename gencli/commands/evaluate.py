@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gencli.commands.options import DataName, DataRoot, Device, Json, Seed, Weights
+from gencli.commands.options import DataName, DataRoot, Device, Devices, Json, Seed, Weights, fan_out
 
 __all__ = ["METRICS", "evaluate", "score"]
 
@@ -26,6 +26,7 @@ def evaluate(
     seed: Seed = 0,
     weights: Weights = "ema",
     device: Device = "auto",
+    devices: Devices = 1,
     json: Json = False,
 ) -> None:
     """gencli eval nll
@@ -33,13 +34,18 @@ def evaluate(
     Measure a run on the test split of its data. The result is a table on a terminal and one JSON object a line
     otherwise, and names unit, kind, data, counts, weights and seed.
     """
-    from gencli import console
+    from gencli import console, processes
     from gencli.commands.options import load_run
+    from gencli.training.launch import joined
 
+    fan_out(devices)
     check_metric(metric)
-    loaded = load_run(run, weights, device)
-    root = str(data_root) if data_root else None
-    console.table([score(metric, loaded, data=data, root=root, split=split, n=n, seed=seed)], json=json or None)
+    with joined(device):
+        loaded = load_run(run, weights, device)
+        root = str(data_root) if data_root else None
+        row = score(metric, loaded, data=data, root=root, split=split, n=n, seed=seed)
+        if processes.rank() == 0:
+            console.table([row], json=json or None)
 
 
 def check_metric(metric: str) -> None:

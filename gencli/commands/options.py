@@ -7,7 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["DataName", "DataRoot", "Device", "Json", "Out", "Overrides", "RunName", "Seed", "Weights", "load_run"]
+__all__ = [
+    "DataName",
+    "DataRoot",
+    "Device",
+    "Devices",
+    "Json",
+    "Out",
+    "Overrides",
+    "RunName",
+    "Seed",
+    "Weights",
+    "fan_out",
+    "load_run",
+]
 
 RunName = Annotated[
     str | None,
@@ -27,10 +40,22 @@ Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, also on a terminal.")]
 Weights = Annotated[str, typer.Option(help="ema (averaged, where the run averaged) or raw.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Devices = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Processes that share the work: one a GPU, or on the CPU.")
+]
 DataName = Annotated[str | None, typer.Option("--data", help="A data set's name, or a path; the run's own without it.")]
 DataRoot = Annotated[
     Path | None, typer.Option(help="Folder of standard data sets, in torchvision's layout.", envvar="GENCLI_DATA")
 ]
+
+
+def fan_out(devices: int) -> None:
+    """Let ``devices`` processes do this command, where that many are asked for: this one only waits for them then."""
+    from gencli.training.launch import launch, launched, mind_the_parent
+
+    if devices > 1 and not launched():
+        raise typer.Exit(launch(devices))
+    mind_the_parent()
 
 
 def load_run(run: str | None, weights: str, device: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gencli.commands.options import Device, Out, RunName, Seed, Weights
+from gencli.commands.options import Device, Devices, Out, RunName, Seed, Weights, fan_out
 
 __all__ = ["parse_options", "sample"]
 
@@ -23,34 +23,49 @@ def sample(
     labels: Annotated[str | None, typer.Option(help="Classes, such as 3 or 0,1,2 or cat,dog: taken in turn.")] = None,
     weights: Weights = "ema",
     device: Device = "auto",
+    devices: Devices = 1,
 ) -> None:
     """gencli sample -n 64 -o grid.png
 
     Draw samples from a run (the latest without a name). Sample i is the same whatever -n is. `-o -` writes a tar
     stream of pictures with a JSON sidecar each: `gencli sample -n 500 -o - | tar t`.
     """
-    from gencli import console, pictures, streams
+    from gencli.training.launch import joined
+
+    fan_out(devices)
+    if run is not None and "=" in run:
+        options = [run, *(options or [])]
+        run = None
+    with joined(device):
+        _sample(run, parse_options(options or []), n, out, seed, labels, weights, device)
+
+
+def _sample(
+    run: str | None,
+    options: dict[str, Any],
+    n: int,
+    out: str,
+    seed: int,
+    labels: str | None,
+    weights: str,
+    device: str,
+) -> None:
+    from gencli import console, pictures, processes, streams
     from gencli.commands.options import load_run
     from gencli.console import UsageError
     from gencli.sampling import check_options, draw, picture
 
-    if run is not None and "=" in run:
-        options = [run, *(options or [])]
-        run = None
     loaded = load_run(run, weights, device)
     if not hasattr(loaded.model, "sample"):
         raise UsageError(f"{loaded.meta['model']} draws no samples", hint="gencli models lists what each model can do")
-    chosen = parse_options(options or [])
-    check_options(loaded.model.sample, chosen)
+    check_options(loaded.model.sample, options)
     spec = loaded.model.spec
-    chunks = draw(
-        loaded.model,
-        n,
-        seed=seed,
-        labels=parse_labels(labels, spec.classes),
-        options=chosen,
-        chunk=loaded.meta["chunk"],
-    )
+    wanted = parse_labels(labels, spec.classes)
+    chunks = draw(loaded.model, n, seed=seed, labels=wanted, options=options, chunk=loaded.meta["chunk"])
+    if processes.rank() > 0:  # the first writes what all have drawn
+        for _ in chunks:
+            pass
+        return
     meta = {"model": loaded.meta["model"], "step": loaded.meta["step"], "seed": seed, "weights": loaded.weights}
     with console.Progress(n, "sample", unit="sample") as progress:
         counted = _counted(chunks, progress)

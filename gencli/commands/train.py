@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gencli.commands.options import Overrides
+from gencli.commands.options import Devices, Overrides, fan_out
 
 __all__ = ["train", "train_recipe"]
 
@@ -28,9 +28,7 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything drawn.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    devices: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Processes that share the work: one a GPU, or on the CPU.")
-    ] = 1,
+    devices: Devices = 1,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; runs/NNNN-... without it.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
     init_from: Annotated[str | None, typer.Option(help="Begin with the weights of this run or checkpoint.")] = None,
@@ -46,11 +44,10 @@ def train(
     """
     from gencli.console import UsageError
     from gencli.recipe import load
-    from gencli.training.launch import launch, launched, mind_the_parent
+    from gencli.training.launch import restarted
 
-    if devices > 1 and not launched() and not dry_run:
-        raise typer.Exit(launch(devices))
-    mind_the_parent()
+    if not dry_run:
+        fan_out(devices)
     options = {
         "data.name": data,
         "data.root": str(data_root) if data_root else None,
@@ -61,6 +58,9 @@ def train(
         "device": device,
     }
     given = {key: value for key, value in options.items() if value is not None}
+    if (job := restarted()) is not None and (begun := _begun(job, out)) is not None:
+        _tell(_resume(str(begun), [], {}, preview))  # whatever the command line says: it is in the run's recipe
+        return
     if resume is not None:
         words = ([recipe] if recipe else []) + (overrides or [])
         if out or init_from or any("=" not in w for w in words):
@@ -74,6 +74,16 @@ def train(
         _dry_run(resolved)
         return
     _tell(train_recipe(resolved, out=out, init_from=init_from, preview=preview))
+
+
+def _begun(job: str, out: Path | None) -> Path | None:
+    """The run that ``job`` had begun before it was started again; None if it fell before there was one to go on with."""
+    from gencli.run import list_runs
+
+    if out is not None:
+        return out if (out / "recipe.yaml").exists() else None
+    mine = [r["path"] for r in list_runs() if r.get("job") == job and (r["path"] / "recipe.yaml").exists()]
+    return mine[-1] if mine else None
 
 
 def _tell(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Several processes from one command line: ``gencli train X --devices N`` does here what torchrun does elsewhere.
+"""Several processes from one command line: ``--devices N`` does here what torchrun does elsewhere.
 
 Each child runs the same command line with the environment that torchrun would give it. Imports no torch by itself.
 """
@@ -22,11 +22,18 @@ from typing import IO
 from gencli.console import Diverged, GencliError, UsageError, say
 from gencli.run import Follower, Run
 
-__all__ = ["joined", "launch", "launched", "led", "mind_the_parent"]
+__all__ = ["joined", "launch", "launched", "led", "mind_the_parent", "restarted"]
 
 GRACE = 5.0  # seconds that the others have to end by themselves after one has failed
 CHILD = "GENCLI_LAUNCHED"
 JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun and launch() tell each process
+
+
+def restarted() -> str | None:
+    """The name of this job if torchrun has started it again after one of its processes had died."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 def launched() -> bool:
@@ -153,7 +160,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
             raise GencliError(
                 "another process of this job has stopped, or does not answer",
-                hint="what it said last tells why; gencli train --resume goes on from the last checkpoint",
+                hint="what it said last tells why; gencli train --resume goes on from a run's last checkpoint",
             ) from error
         raise
 

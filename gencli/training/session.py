@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -149,8 +148,10 @@ class Session:
             model=self.recipe.model.name,
             data={"name": self.train_data.name, "digests": self.digests},
             device=str(self.device),
+            processes=processes.world(),
             threads=torch.get_num_threads(),
             seed=self.recipe.seed,
+            job=os.environ.get("TORCHELASTIC_RUN_ID"),
             parameters=self.parameters,
             state="running",
             step=0,
@@ -181,6 +182,7 @@ class Session:
         run.truncate_metrics(self.trainer.number)
         number, best = self.trainer.number, self.course.best
         run.update(state="running", end=None, step=number, steps=self.recipe.train.steps, best=best)
+        run.update(job=os.environ.get("TORCHELASTIC_RUN_ID"), processes=processes.world())
 
     def save(self) -> None:
         """A checkpoint of this very step; GencliError if the processes hold different weights."""
@@ -222,18 +224,26 @@ class Session:
     # ------------------------------------------------------------------ looking at the model
 
     def evaluate(self) -> dict[str, Any] | None:
-        """The val split's score with the averaged weights, by the verb's own code; None if the model has none."""
+        """The val split's score with the averaged weights, by the verb's own code; None if the model has none.
+
+        The processes share the work, and each has the result.
+        """
         if self.model.likelihood is None:
             return None
         with self.trainer.evaluating() as model:
             return likelihood.nll(model, self.val_data, seed=self.recipe.seed, limit=likelihood.ENDLESS)
 
     def picture(self) -> Any:
-        """Samples from the same noise each time, as a picture (H, W, 3); None if the model draws none."""
+        """Samples from the same noise each time, as a picture (H, W, 3); None if the model draws none.
+
+        The processes share the drawing; the picture is the first's.
+        """
         if not hasattr(self.model, "sample"):
             return None
         with self.trainer.evaluating() as model:
             chunks = list(sampling.draw(model, self.recipe.train.samples, seed=self.recipe.seed))
+        if processes.rank() > 0:
+            return None
         return sampling.picture(chunks, self.model.spec, beside=self.train_data)
 
     # ------------------------------------------------------------------ the run
@@ -278,7 +288,7 @@ class Session:
             signum = processes.agree(self._signal)  # one process may have it a step before another
             try:
                 if last or stop or _due(number, train.sample_every):
-                    processes.first(partial(self._show, number, preview))  # before save: if killed between, drawn again
+                    self._show(number, preview)  # before save: if killed between, drawn again
             finally:  # a picture that fails costs no weights
                 if last or stop or signum or self._is_best(number) or _due(number, checkpoint_every):
                     self.save()
@@ -304,7 +314,7 @@ class Session:
     def _judge(self, number: int) -> None:
         """Evaluate, and remember the best."""
         assert self.run is not None
-        row = processes.first(self.evaluate)
+        row = self.evaluate()
         if row is None:
             return
         metric = "bits_per_dim" if "bits_per_dim" in row else "nats"
@@ -318,12 +328,16 @@ class Session:
             self.course.stale += 1
 
     def _show(self, number: int, preview: bool) -> None:
-        assert self.run is not None
         image = self.picture()
-        if image is not None:
-            pictures.save_png(self.run.path / "samples" / f"step-{number:06d}.png", image)
-            if preview:
-                console.preview(image)
+
+        def hang() -> None:
+            assert self.run is not None
+            if image is not None:
+                pictures.save_png(self.run.path / "samples" / f"step-{number:06d}.png", image)
+                if preview:
+                    console.preview(image)
+
+        processes.first(hang)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
