@@ -63,10 +63,10 @@ app.command(short_help="Let a run work on given inputs.")(apply.apply)
 app.command(short_help="Train recipes side by side and judge.")(compare.compare)
 app.command(short_help="List the models.")(models.models)
 app.add_typer(recipes.app, name="recipes", short_help="List, read, copy and check recipes.")
-app.add_typer(data.app, name="data", short_help="List and show data sets.")
+app.add_typer(data.app, name="data", short_help="List, show and pack data sets.")
 app.command(short_help="List the runs.")(runs.runs)
 app.command(short_help="All about a model, run or checkpoint.")(info.info)
-app.command(short_help="Check this machine.")(doctor.doctor)
+app.add_typer(doctor.app, name="doctor", short_help="Check this machine.")
 
 
 def main() -> int:

@@ -1,4 +1,6 @@
-"""Arrays to pictures: grids, strips, films, scatters, density maps. numpy and Pillow; matplotlib only for plots.
+"""Arrays to pictures: grids, strips, films, waveforms, pages, scatters, density maps.
+
+numpy and Pillow; matplotlib only for plots and for its font of one width.
 
 Pictures are uint8 arrays ``(H, W, 3)``; equal input gives equal files. Plots use matplotlib's objects, never pyplot,
 whose state all callers would share.
@@ -17,12 +19,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gencli import files
 
-__all__ = ["density", "gif", "grid", "png", "save_png", "scatter", "strip", "to_bytes"]
+__all__ = ["density", "gif", "grid", "page", "png", "save_png", "scatter", "strip", "to_bytes", "waves"]
 
 Array = np.ndarray[Any, Any]
 GAP = 96  # grey between images: seen beside black, beside white and beside most of what lies between
 VISIBLE, WIDEST = 64, 2048  # pixels: a small image grows to the first, unless the whole grows beyond the second
 CAPTION = 16  # pixels of height
+PAGE, PAPER = 400, 246  # lines of a page of text; the grey behind a sound
 INK, FAINT, SAMPLES, DATA = "#222222", "#d8d8d8", "#d1495b", "#2b6ca3"
 
 
@@ -84,6 +87,57 @@ def _fitting(text: str, width: int, font: Any) -> str:
 def strip(x: Array, levels: int, pad: int = 1, scale: int | None = None, labels: Sequence[str] | None = None) -> Array:
     """Images side by side in one row: an interpolation, a denoising chain. See :func:`grid`."""
     return grid(x, levels, columns=len(x), pad=pad, scale=scale, labels=labels)
+
+
+def waves(x: Array, columns: int | None = None) -> Array:
+    """Sounds ``x``, floats in [-1, 1] ``(n, T)``, one a cell; uint8 ``(H', W', 3)``.
+
+    Each column of pixels reaches from the lowest to the highest of its samples, as sound editors draw them.
+    """
+    n, T = x.shape
+    columns = min(n, columns or max(1, math.ceil(math.sqrt(n) / 2)))
+    rows = -(-n // columns)
+    height, width, gap = 64, max(64, min(4 * T, (WIDEST // 2 if columns > 1 else 768) // columns)), 6
+    image = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    ink = np.array([int(DATA[i : i + 2], 16) for i in (1, 3, 5)], np.uint8)
+    faint = np.array([int(FAINT[i : i + 2], 16) for i in (1, 3, 5)], np.uint8)
+    # the samples under each column and the next one's first, so that neighbouring strokes touch
+    edges = np.linspace(0, T - 1, width + 1)[:, None]
+    inside = np.minimum(np.floor(edges[:-1]) + np.arange(math.ceil(T / width) + 2), np.ceil(edges[1:])).astype(int)
+    under = x[:, inside]  # (n, width, samples)
+    down = np.rint((1 - np.stack([under.max(-1), under.min(-1)])) / 2 * (height - 1))
+    line = np.arange(height)
+    stroke = (line[:, None] >= down[0, :, None]) & (line[:, None] <= down[1, :, None])  # (n, height, width)
+    for i, one in enumerate(stroke):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        cell = image[top : top + height, left : left + width]
+        cell[:], cell[height // 2] = PAPER, faint
+        cell[one] = ink
+    return image
+
+
+def page(texts: Sequence[str], columns: int = 80) -> Array:
+    """``texts`` one below the other, in letters of one width, broken after ``columns`` letters; uint8 ``(H, W, 3)``."""
+    import matplotlib
+
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSansMono.ttf")), 12)
+    across, down, margin = math.ceil(font.getlength("0") * columns), 15, 10
+    lines: list[str | None] = []  # None: a rule between two texts
+    for text in texts:
+        lines += [None] if lines else []
+        for line in "".join(c if c.isprintable() or c == "\n" else " " for c in text).split("\n"):
+            lines += [line[i : i + columns] for i in range(0, max(1, len(line)), columns)]
+    if len(lines) > PAGE:
+        lines = [*lines[: PAGE - 1], "..."]
+    canvas = Image.new("RGB", (across + 2 * margin, down * len(lines) + 2 * margin), "white")
+    draw = ImageDraw.Draw(canvas)
+    for k, line_or_rule in enumerate(lines):
+        y = margin + k * down
+        if line_or_rule is None:
+            draw.line([margin, y + down // 2, margin + across, y + down // 2], fill=FAINT)
+        else:
+            draw.text((margin, y), line_or_rule, font=font, fill=INK)
+    return np.asarray(canvas)
 
 
 def png(image: Array) -> bytes:

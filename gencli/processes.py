@@ -10,10 +10,11 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,12 +24,14 @@ from torch.distributed.rendezvous import rendezvous
 
 __all__ = [
     "agree",
+    "average",
     "differing",
     "first",
     "gather",
     "join",
     "leave",
     "rank",
+    "rehearsal",
     "shared",
     "spread",
     "total",
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 TIMEOUT = timedelta(minutes=5)  # for a process that hangs; one that dies is noticed at once
+BUCKET = 6_000_000
 PATIENCE = timedelta(days=1)  # for what the first process does alone: long evaluations, pictures, slow disks
 
 S = TypeVar("S")
@@ -46,11 +50,15 @@ _waiting: Any = None  # the group of those who wait for the first process
 
 def rank() -> int:
     """This process's number."""
+    if _rehearsal is not None:
+        return 0
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world() -> int:
     """How many processes there are."""
+    if _rehearsal is not None:
+        return _rehearsal.world
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -62,7 +70,9 @@ def join(backend: str) -> None:
     global _waiting  # noqa: PLW0603
     store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
     # torchrun keeps its store over restarts: without this, processes would call at the doors of the dead
-    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = dist.PrefixStore(  # type: ignore[attr-defined]
+        f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+    )
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     _waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
 
@@ -75,6 +85,48 @@ def leave() -> None:
     _waiting = None
 
 
+# ---------------------------------------------------------------------- rehearsing
+
+
+class _Rehearsal(NamedTuple):
+    world: int
+    sent: list[tuple[str, int]]
+
+
+_rehearsal: _Rehearsal | None = None
+
+
+@contextmanager
+def rehearsal(world: int) -> Iterator[list[tuple[str, int]]]:
+    """Inside the block this process acts the first of ``world`` that compute a step.
+
+    It computes its own rows and takes those of the others to be like them. What it would send is not sent: the list
+    holds (operation, bytes), "all_reduce" or "all_gather".
+    """
+    global _rehearsal  # noqa: PLW0603
+    before, _rehearsal = _rehearsal, _Rehearsal(world, [])
+    try:
+        yield _rehearsal.sent
+    finally:
+        _rehearsal = before
+
+
+def _all_reduce(x: Tensor) -> None:
+    if _rehearsal is None:
+        dist.all_reduce(x)
+    else:
+        _rehearsal.sent.append(("all_reduce", x.numel() * x.element_size()))
+
+
+def _all_gather(x: Tensor) -> list[Tensor]:
+    if _rehearsal is not None:
+        _rehearsal.sent.append(("all_gather", _rehearsal.world * x.numel() * x.element_size()))
+        return [x] * _rehearsal.world
+    parts = [torch.empty_like(x) for _ in range(world())]
+    dist.all_gather(parts, x)
+    return parts
+
+
 # ---------------------------------------------------------------------- tensors
 
 
@@ -84,7 +136,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous().clone()
-        dist.all_reduce(x)
+        _all_reduce(x)
         return x
 
     @staticmethod
@@ -97,9 +149,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        raw = _bytes(x)
-        parts = [torch.empty_like(raw) for _ in range(world())]
-        dist.all_gather(parts, raw)
+        parts = _all_gather(_bytes(x))
         return torch.stack([part.view(x.dtype).view(x.shape) for part in parts], 1).flatten(0, 1)
 
     @staticmethod
@@ -120,6 +170,20 @@ def total(x: Tensor) -> Tensor:
 def gather(x: Tensor) -> Tensor:
     """The rows of all processes, in global order; ``x`` has as many rows on each, of any dtype."""
     return _Gather.apply(x) if world() > 1 else x
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Overwrite tensors of one dtype by their means over all processes, in flat buckets of about BUCKET numbers."""
+    bucket: list[Tensor] = []
+    for i, x in enumerate(tensors):
+        bucket.append(x)
+        if i + 1 == len(tensors) or sum(y.numel() for y in bucket) > BUCKET:
+            flat = torch.cat([y.reshape(-1) for y in bucket])
+            _all_reduce(flat)
+            flat /= world()
+            for y, part in zip(bucket, flat.split([y.numel() for y in bucket])):
+                y.copy_(part.view_as(y))
+            bucket = []
 
 
 def spread(x: Tensor) -> None:
@@ -206,7 +270,5 @@ def differing(digest: bytes) -> int | None:
     """The first process whose ``digest`` (of one length everywhere) is not the first process's, on all of them."""
     if world() == 1:
         return None
-    mine = torch.tensor(list(digest), dtype=torch.uint8)
-    parts = [torch.empty_like(mine) for _ in range(world())]
-    dist.all_gather(parts, mine)
+    parts = _all_gather(torch.tensor(list(digest), dtype=torch.uint8))
     return next((other for other, part in enumerate(parts) if not torch.equal(part, parts[0])), None)

@@ -18,7 +18,7 @@ from gencli.contract import DataSpec, Model, Step
 from gencli.rng import SampleRng, using
 from gencli.streams import Samples
 
-__all__ = ["check_options", "draw", "labels_for", "picture", "raw", "scope"]
+__all__ = ["check_options", "completions", "draw", "labels_for", "picture", "raw", "scope"]
 
 
 @contextmanager
@@ -92,14 +92,46 @@ def draw(
         yield Samples(x[:keep], None if y is None else y.cpu().numpy()[:keep], start)
 
 
+def completions(
+    model: Model,
+    heads: Sequence[np.ndarray[Any, Any]],
+    *,
+    each: int,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> np.ndarray[Any, Any]:
+    """``each`` completions of every head, raw ``(n, each, *spec.shape)``.
+
+    A head is the beginning of a raw example: rows of an image (C, h, W), audio (1, t), text (t,). Completion k of head
+    i is keyed by ``i * each + k`` and computed in whole chunks, as samples are. ``labels``, one a head, are repeated.
+    """
+    spec, device = model.spec, next(model.parameters()).device
+    done = np.zeros((len(heads) * each, *spec.shape), np.uint8 if (spec.levels or 0) <= 256 else np.int16)
+    known = np.array([head.size // (spec.shape[0] if spec.kind == "image" else 1) for head in heads]).repeat(each)
+    for k in sorted(set(known.tolist())):
+        mine = np.flatnonzero(known == k)
+        for start in range(0, len(mine), model.chunk):
+            keep = mine[start : start + model.chunk]
+            rows = np.resize(keep, model.chunk).tolist()  # filled up
+            x = np.zeros((len(rows), *spec.shape), done.dtype)
+            for row, i in zip(x, rows):
+                head = heads[i // each]
+                row[tuple(slice(size) for size in head.shape)] = head
+            y = None if labels is None else labels_for(spec, [i // each for i in rows], labels, device)
+            with scope(SampleRng(seed, rows, "complete", device)) as rng:
+                out = model.complete(torch.from_numpy(x).to(device), k, rng, labels=y, **(options or {}))
+            done[keep] = raw(out, spec)[: len(keep)]
+    return done.reshape(len(heads), each, *spec.shape)
+
+
 def picture(chunks: Sequence[Samples], spec: DataSpec, beside: Any = None) -> np.ndarray[Any, Any]:
-    """Samples as one picture (H, W, 3): a grid of images; points (many: their density) beside the data."""
-    from gencli import pictures
+    """Samples as one picture (H, W, 3), as :mod:`gencli.streams` draws them; points (many: density) beside the data."""
+    from gencli import pictures, streams
 
     x = np.concatenate([chunk.x for chunk in chunks])
     if spec.kind == "points":
         rows = len(x) if beside is None or beside.size is None else min(len(x), beside.size)
         data = None if beside is None else beside.rows(torch.arange(rows))["x"].numpy()
         return (pictures.scatter if len(x) < 1000 else pictures.density)(x, data)
-    assert spec.levels is not None
-    return pictures.grid(x, spec.levels)
+    return streams.picture(x, spec)

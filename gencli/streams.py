@@ -1,13 +1,16 @@
 """Samples in and out of files and pipes.
 
 A stream is a tar archive that WebDataset readers and ``tar`` understand. Each sample is ``00000012.png`` (images of at
-most 256 levels and 1 or 3 channels) or ``00000012.npy`` (all else) and then its sidecar ``00000012.json``::
+most 256 levels and 1 or 3 channels), ``.wav`` (sound), ``.txt`` (text) or ``.npy`` (all else), and then its sidecar
+``00000012.json``::
 
     {"index": 12, "label": 3, "levels": 17, "kind": "image", "data": "digits", ...}
 
 where ``...`` is what the writer says of all samples. Levels are spread over the bytes of a PNG (see
-``pictures.to_bytes``) and come back exactly. Equal samples make equal bytes. A stream without its two closing blocks
-of zeros was cut off and is refused: its writer failed. Members are read one by one and never extracted.
+``pictures.to_bytes``) and come back exactly; so do mu-law codes from the 16 bits of a WAV. The sidecar of a sound says
+its ``rate``; that of a text its ``symbols`` as numbers, and the first one of a stream the ``vocabulary``. Equal samples
+make equal bytes. A stream without its two closing blocks of zeros was cut off and is refused: its writer failed.
+Members are read one by one and never extracted.
 """
 
 from __future__ import annotations
@@ -28,19 +31,24 @@ import numpy as np
 from gencli import archives, console, files, pictures
 from gencli.console import DataError, UsageError
 from gencli.contract import DataSpec
+from gencli.data import audio, text
 from gencli.data.images import SUFFIXES, decode
 
-__all__ = ["Reading", "Samples", "read", "read_images", "write"]
+__all__ = ["Reading", "Samples", "default_name", "picture", "read", "read_images", "read_prompts", "write"]
 
 Array = np.ndarray[Any, Any]
-ENDINGS = (".png", ".gif", ".npz", ".safetensors", ".tar")
-OWN = ("index", "label", "levels", "kind", "data")  # what a sidecar says of its sample and the samples' data
+ENDINGS = (".png", ".gif", ".wav", ".txt", ".npz", ".safetensors", ".tar")
+# what a sidecar says of its sample and the samples' data
+OWN = ("index", "label", "levels", "kind", "data", "rate", "symbols", "vocabulary")
+PAUSE = 0.1  # seconds of silence between sounds in one file
+RULE = "-" * 72  # between texts in one file
+DATA = (*SUFFIXES, *audio.SUFFIXES, ".npy", ".txt")  # the files that a sample may be in
 CHUNK, CHUNK_BYTES = 256, 32 << 20  # a chunk ends at whichever comes first
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A chunk of samples: ``x`` raw levels ``(n, C, H, W)`` (uint8 or int16) or points ``(n, D)`` (float32).
+    """A chunk of samples: ``x`` raw as in :class:`gencli.contract.DataSpec`; points are float32.
 
     ``label`` is integers ``(n,)``; ``first`` is the number of the first sample.
     """
@@ -78,21 +86,37 @@ def _manner(dest: str, spec: DataSpec) -> str:
     if ending not in ENDINGS:
         near = console.nearest(ending, ENDINGS)
         raise UsageError(f"cannot write samples to {dest}{near}", hint=f"endings: {' '.join(ENDINGS)}, a folder/, or -")
-    if ending in (".png", ".gif") and not (_pictured(spec) or (spec.kind, ending) == ("points", ".png")):
+    if ending not in (".npz", ".safetensors", ".tar") and ending not in _endings(spec):
         hint = "endings for all kinds of data: .npz .safetensors .tar"
         raise UsageError(f"{spec.kind} of shape {_like(spec.shape)} make no {ending}", hint=hint)
     return ending
 
 
-def _pictured(spec: DataSpec) -> bool:
-    """Whether a sample fits a PNG of 8 bits."""
-    return spec.kind == "image" and spec.levels is not None and spec.levels <= 256 and spec.shape[0] in (1, 3)
+def _endings(spec: DataSpec) -> tuple[str, ...]:
+    """How samples are shown or heard."""
+    own = {".png": (".png", ".gif"), ".wav": (".wav", ".png"), ".txt": (".txt", ".png")}
+    return own.get(_ending(spec), (".png",) if spec.kind == "points" else ())
+
+
+def default_name(stem: str, spec: DataSpec) -> str:
+    """The file that samples go to where nobody names one: ``stem`` and the ending that shows them."""
+    return stem + (_endings(spec) or (".npz",))[0]
+
+
+def _ending(spec: DataSpec) -> str:
+    """What one sample is written as: it fits a PNG of 8 bits, a WAV or a text, or else an array."""
+    if spec.kind == "image" and spec.levels is not None and spec.levels <= 256 and spec.shape[0] in (1, 3):
+        return ".png"
+    if spec.kind == "audio" and (spec.levels, spec.shape[:-1]) == (256, (1,)) and spec.rate is not None:
+        return ".wav"
+    return ".txt" if spec.kind == "text" and len(spec.vocabulary) == spec.levels else ".npy"
 
 
 def write(dest: str, chunks: Iterable[Samples], spec: DataSpec, meta: Mapping[str, Any], total: int) -> None:
     """Write ``total`` samples to ``dest``; ``meta`` (JSON values) is what all of them share: model, run, seed.
 
-    By ending: ``.png`` a grid (a scatter of points), ``.gif`` one frame a sample, ``.npz`` and ``.safetensors`` arrays
+    By ending: ``.png`` a grid (a scatter of points, waveforms, a page of text), ``.gif`` one frame a sample, ``.wav``
+    all sounds with pauses of 0.1 s, ``.txt`` all texts with a rule between them, ``.npz`` and ``.safetensors`` arrays
     ``x`` and ``label``, ``.tar`` a stream, a folder of ``000012.png`` and ``000012.json``, ``-`` a stream on stdout.
     Chunks are taken one at a time and let go, except for pictures. Files and folders appear whole or not at all; a
     closed pipe raises BrokenPipeError.
@@ -107,6 +131,9 @@ def write(dest: str, chunks: Iterable[Samples], spec: DataSpec, meta: Mapping[st
     elif how in (".png", ".gif"):
         x = np.concatenate([chunk.x for chunk in chunks])
         _write_picture(Path(dest), how, x, spec)
+    elif how in (".wav", ".txt"):
+        with archives.whole(Path(dest)) as file:
+            (_write_sound if how == ".wav" else _write_text)(file, chunks, spec, total)
     elif how == ".tar":
         with archives.whole(Path(dest)) as file:
             _write_tar(file, chunks, spec, meta)
@@ -118,34 +145,73 @@ def write(dest: str, chunks: Iterable[Samples], spec: DataSpec, meta: Mapping[st
 
 
 def _dtype(spec: DataSpec) -> np.dtype[Any]:
-    return np.dtype("<f4" if spec.levels is None else "u1" if spec.levels <= 256 else "<i2")
+    return np.dtype("<f4" if spec.levels is None else "u1" if spec.levels <= 256 and spec.kind != "text" else "<i2")
 
 
 def _write_picture(path: Path, how: str, x: Array, spec: DataSpec) -> None:
-    levels = spec.levels or 256
     if how == ".gif":
-        pictures.gif(path, [pictures.grid(one[None], levels, pad=0) for one in x])
+        pictures.gif(path, [pictures.grid(one[None], spec.levels or 256, pad=0) for one in x])
     else:
-        pictures.save_png(path, pictures.scatter(x) if spec.kind == "points" else pictures.grid(x, levels))
+        pictures.save_png(path, picture(x, spec))
+
+
+def picture(x: Array, spec: DataSpec) -> Array:
+    """Raw samples as one picture, uint8 ``(H, W, 3)``: a grid of images, a scatter, waveforms, a page of text."""
+    if spec.kind == "points":
+        return pictures.scatter(x)
+    if spec.kind == "audio":
+        return pictures.waves(audio.decode(x[:, 0]))
+    if spec.kind == "text":
+        return pictures.page(text.decode(x, spec.vocabulary))
+    return pictures.grid(x, spec.levels or 256)
+
+
+def _write_sound(out: BinaryIO, chunks: Iterable[Samples], spec: DataSpec, total: int) -> None:
+    rate = spec.rate or 1
+    pause = bytes(2 * round(PAUSE * rate))
+    out.write(audio.wav_header(total * spec.dims + (total - 1) * (len(pause) // 2), rate))
+    done = 0
+    for chunk in chunks:
+        for x in chunk.x:
+            out.write((pause if done else b"") + audio.pcm(x[0]))
+            done += 1
+    if done != total:
+        raise ValueError(f"{done} samples came, {total} were announced")
+
+
+def _write_text(out: BinaryIO, chunks: Iterable[Samples], spec: DataSpec, total: int) -> None:
+    between = ""
+    for chunk in chunks:
+        for one in text.decode(chunk.x, spec.vocabulary):
+            out.write(f"{between}{one}\n".encode())
+            between = f"{RULE}\n"
 
 
 def _members(chunk: Samples, spec: DataSpec, meta: Mapping[str, Any]) -> Iterator[tuple[int, str, bytes, bytes]]:
     """(index, ending, data, sidecar) of each sample."""
+    ending = _ending(spec)
     for i, x in enumerate(chunk.x):
         sidecar: dict[str, Any] = {"index": chunk.first + i}
         if chunk.label is not None:
             sidecar["label"] = int(chunk.label[i])
         sidecar |= {"levels": spec.levels, "kind": spec.kind, "data": spec.name}
-        sidecar |= {key: value for key, value in meta.items() if key not in OWN}
-        if _pictured(spec):
+        if ending == ".png":
             b = pictures.to_bytes(x, spec.levels or 256)
-            ending, data = ".png", pictures.png(b[0] if len(b) == 1 else b.transpose(1, 2, 0))
+            data = pictures.png(b[0] if len(b) == 1 else b.transpose(1, 2, 0))
+        elif ending == ".wav":
+            data = audio.wav(x[0], spec.rate or 1)
+            sidecar["rate"] = spec.rate
+        elif ending == ".txt":
+            data = text.decode(x[None], spec.vocabulary)[0].encode()
+            sidecar["symbols"] = x.tolist()
+            sidecar |= {"vocabulary": spec.vocabulary} if chunk.first + i == 0 else {}
         else:
             file = io.BytesIO()
             np.save(file, np.ascontiguousarray(x, _dtype(spec)), allow_pickle=False)
-            ending, data = ".npy", file.getvalue()
-        text = json.dumps(sidecar, ensure_ascii=False, allow_nan=False) + "\n"
-        yield chunk.first + i, ending, data, text.encode()
+            data = file.getvalue()
+        sidecar |= {key: value for key, value in meta.items() if key not in OWN}
+        said = json.dumps(sidecar, ensure_ascii=False, allow_nan=False) + "\n"
+        yield chunk.first + i, ending, data, said.encode()
 
 
 def _write_tar(out: BinaryIO, chunks: Iterable[Samples], spec: DataSpec, meta: Mapping[str, Any]) -> None:
@@ -180,21 +246,23 @@ def _write_folder(path: Path, chunks: Iterable[Samples], spec: DataSpec, meta: M
 
 
 class _Item(NamedTuple):
-    """One sample as it was found; ``said`` is its sidecar."""
+    """One sample as it was found; ``said`` is its sidecar, ``text`` what the symbols ``x`` spell."""
 
     name: str
     x: Array
     label: int | None
     said: dict[str, Any]
+    text: str | None = None
 
 
 def read(src: str, limit: int | None = None) -> Reading:
     """Open at most ``limit`` samples: ``-`` (a stream on stdin), ``.tar``, ``.npz``, ``.npy``, ``.safetensors``, a
-    folder of images, or one image.
+    folder of images, sounds or texts, one image, or one sound.
 
     What :func:`write` wrote comes back exactly. From elsewhere: images of 256 levels; arrays of integers
-    ``(n, C, H, W)``, ``(n, H, W, C)`` or ``(n, H, W)``, or of floats ``(n, D)``. The first sample is read at once, so
-    most faults show here and the rest while the chunks are read; each is a DataError of one line.
+    ``(n, C, H, W)``, ``(n, H, W, C)`` or ``(n, H, W)``, or of floats ``(n, D)``; sounds as mu-law codes. The first
+    sample is read at once, so most faults show here and the rest while the chunks are read; each is a DataError of one
+    line.
     """
     if src == "-":
         return _grouped(_items_of_tar(console.stdin_binary(), "standard input"), "standard input", limit)
@@ -207,11 +275,11 @@ def read(src: str, limit: int | None = None) -> Reading:
         raise DataError(f"{src} is no regular file")
     if ending == ".tar":
         return _grouped(_items_of_tar(path.open("rb"), src), src, limit)
-    if ending in SUFFIXES:
+    if ending in (*SUFFIXES, *audio.SUFFIXES):
         return _grouped(iter([_item(src, {ending: archives.content(path, archives.MEMBER)})]), src, limit)
     if ending in (".npz", ".npy", ".safetensors"):
         return _rows(archives.table(path, ending), src, limit)
-    known = (".tar", ".npz", ".npy", ".safetensors", *SUFFIXES)
+    known = (".tar", ".npz", ".npy", ".safetensors", *SUFFIXES, *audio.SUFFIXES)
     near = console.nearest(ending, known)
     raise DataError(f"{src}: cannot read samples from such a file{near}", hint=f"endings: {' '.join(known)}")
 
@@ -237,6 +305,85 @@ def read_images(sources: Sequence[str], spec: DataSpec) -> Array:
     return np.concatenate(found)
 
 
+def read_prompts(sources: Sequence[str], spec: DataSpec) -> list[Array]:
+    """What a model of ``spec`` can go on from: the upper rows of images ``(C, h, W)``, sounds ``(1, t)``, texts
+    ``(t,)``, h at most H and t at most T.
+
+    Image files are not fitted as :func:`read_images` does it: DataError unless one is as wide as the model's images.
+    ``.wav`` and ``.flac`` files, or a folder of them, are resampled to the model's rate; ``.txt`` and ``.txt.gz`` files
+    lose the line end that an editor leaves at their end. What is longer than T is cut; both are said on stderr. All
+    that :func:`read` reads will do too. DataError naming the file, and the symbol if the model does not know it.
+    """
+    if spec.kind not in ("audio", "text"):
+        heads = [_prompt_of_image(src, spec) if Path(src).suffix.lower() in SUFFIXES else src for src in sources]
+        return [x for h in heads for x in (read_images([h], spec) if isinstance(h, str) else [h])]
+    files = audio.SUFFIXES if spec.kind == "audio" else (".txt", ".txt.gz")
+    found: list[Array] = []
+    for src in sources:
+        path = Path(src)
+        if not path.is_file() and not path.is_dir() and src != "-":
+            raise DataError(f"{src}: there is no such file or folder")
+        below = sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(files))
+        if src != "-" and path.is_file() and path.name.lower().endswith(files):
+            below = [path]
+        if below and spec.kind == "audio":
+            found += [_prompt_of_sound(file, spec) for file in below]
+        elif below and not any(file.with_suffix(".json").exists() for file in below):  # ours come with sidecars
+            found += [_prompt_of_text(text.read(file), str(file), spec) for file in below]
+        else:
+            found += _prompts_of_samples(read(src), src, spec)
+    if not found:
+        raise UsageError("no samples were named")
+    return found
+
+
+def _prompt_of_image(src: str, spec: DataSpec) -> Array:
+    channels, height, width = spec.shape
+    if not Path(src).is_file():
+        raise DataError(f"{src}: there is no such file")
+    data = archives.content(Path(src), archives.MEMBER)
+    x = _coloured(decode(data, src, channels=3 if channels == 3 else None), spec)
+    if x.shape[2] != width or x.shape[1] > height:
+        wanted = f"{width} wide and at most {height} high"
+        raise DataError(f"{src} is {x.shape[2]} x {x.shape[1]} pixels, but what this model completes is {wanted}")
+    return _requantised(x, 256, spec.levels or 256)
+
+
+def _prompt_of_sound(path: Path, spec: DataSpec) -> Array:
+    head, rate = audio.header(path), spec.rate
+    if rate is not None and head.rate != rate:
+        console.say(f"{path}: resampled from {head.rate} to {rate} samples a second")
+    there = head.frames if rate is None else head.resampled(rate)
+    if there > spec.dims:
+        console.say(f"{path}: the first {spec.dims} of {there} samples are taken")
+    return audio.read(path, rate=rate, most=spec.dims)[0][None]
+
+
+def _prompt_of_text(given: str, where: str, spec: DataSpec) -> Array:
+    given = given.removesuffix("\n")
+    x = text.known(given, spec.vocabulary, where, spec.dims)
+    taken = len(text.decode(x[None], spec.vocabulary)[0])
+    if taken < len(given):
+        console.say(f"{where}: the first {taken} of {len(given)} characters are taken")
+    return x
+
+
+def _prompts_of_samples(reading: Reading, src: str, spec: DataSpec) -> list[Array]:
+    other = reading.spec
+    if other.kind != spec.kind or len(other.shape) != len(spec.shape):
+        raise DataError(f"{src}: samples are {other.kind}, but the model takes {spec.kind}")
+    if spec.kind == "audio":
+        if (other.levels, other.shape[0]) != (spec.levels, 1) or other.rate not in (None, spec.rate):
+            raise DataError(f"{src}: sounds of {other.rate} samples a second, but the model's have {spec.rate}")
+        return [x[:, : spec.dims] for chunk in reading for x in chunk.x]
+    if other.vocabulary == spec.vocabulary:
+        return [x[: spec.dims] for chunk in reading for x in chunk.x]
+    if len(other.vocabulary) != other.levels:
+        raise DataError(f"{src} does not say what its symbols are")
+    texts = (one for chunk in reading for one in text.decode(chunk.x, other.vocabulary))
+    return [text.known(one, spec.vocabulary, src, spec.dims) for one in texts]
+
+
 def _fitted(src: str, spec: DataSpec) -> Array:
     channels, height, width = spec.shape
     data = archives.content(Path(src), archives.MEMBER)
@@ -245,7 +392,12 @@ def _fitted(src: str, spec: DataSpec) -> Array:
         if height != width:
             raise DataError(f"{src} is {x.shape[2]} x {x.shape[1]} pixels, but the model takes {width} x {height}")
         x = decode(data, src, channels=3 if channels == 3 else None, size=height)
-    if channels == 1 and len(x) == 3:  # the luma of ITU-R BT.601, as Pillow has it
+    return _coloured(x, spec)
+
+
+def _coloured(x: Array, spec: DataSpec) -> Array:
+    """An image for a model of ``spec``: grey where that is, by the luma of ITU-R BT.601, as Pillow has it."""
+    if spec.shape[0] == 1 and len(x) == 3:
         x = np.rint(np.tensordot([0.299, 0.587, 0.114], x, 1))[None].astype(np.uint8)
     return x
 
@@ -269,7 +421,11 @@ def _grouped(items: Iterator[_Item], name: str, limit: int | None) -> Reading:
         kind=said.get("kind", "image" if head.x.ndim == 3 else "points"),
         shape=head.x.shape,
         levels=said.get("levels"),
+        rate=said.get("rate"),
+        vocabulary=said.get("vocabulary", ()),
     )
+    if spec.vocabulary and len(spec.vocabulary) != spec.levels:
+        raise DataError(f"{name}: {len(spec.vocabulary)} symbols do not make {archives.shown(str(spec.levels))} levels")
     meta = {key: value for key, value in said.items() if key not in OWN}
     return Reading(spec, meta, _chunks(chain([head], items), spec, head.label is not None, limit))
 
@@ -298,6 +454,10 @@ def _chunks(items: Iterator[_Item], spec: DataSpec, labelled: bool, limit: int |
             raise DataError(f"{item.name}: {found}, but those before it have {wanted}")
         if (item.label is not None) != labelled:
             raise DataError(f"{item.name}: some samples have labels and some have none")
+        if item.said.get("rate") != spec.rate:
+            raise DataError(f"{item.name}: another number of samples a second than those before it have")
+        if item.text is not None and spec.vocabulary and text.decode(item.x[None], spec.vocabulary) != [item.text]:
+            raise DataError(f"{item.name}: its text is not what its sidecar's symbols spell")
         held.append(item)
         done += 1
         if len(held) == CHUNK or len(held) * item.x.nbytes >= CHUNK_BYTES:
@@ -327,12 +487,34 @@ def _item(name: str, parts: Mapping[str, bytes]) -> _Item:
         if not isinstance(levels, int) or not 2 <= levels <= 256:
             raise DataError(f"{name}: levels {archives.shown(repr(levels))} of an image are not between 2 and 256")
         return _Item(name, _requantised(x, 256, levels), label, said)
+    sound = next((parts[ending] for ending in audio.SUFFIXES if ending in parts), None)
+    if sound is not None:
+        x, rate = audio.read(sound, name)
+        own = {"levels": 256, "rate": rate, "kind": "audio"}
+        if any(said.setdefault(key, value) != value for key, value in own.items()):
+            raise DataError(f"{name}: a sound of {rate} samples a second, and its sidecar says otherwise")
+        return _Item(name, x[None], label, said)
+    if ".txt" in parts and ".npy" not in parts:
+        return _text_item(name, parts[".txt"], label, said)
     if ".npy" not in parts:
-        raise DataError(f"{name}: a sidecar without its image or array")
+        raise DataError(f"{name}: a sidecar without its sample")
     x = archives.array(parts[".npy"], name)
     if "levels" not in said:
         said["levels"] = None if x.dtype.kind == "f" else 256
-    return _Item(name, _raw(x, said["levels"], name), label, said)
+    return _Item(name, _raw(x, said["levels"], name, said.get("kind") == "text"), label, said)
+
+
+def _text_item(name: str, data: bytes, label: int | None, said: dict[str, Any]) -> _Item:
+    numbers = said.get("symbols")
+    if not isinstance(numbers, list) or not numbers or not all(type(k) is int and 0 <= k < 2**15 for k in numbers):
+        raise DataError(f"{name}: a text whose sidecar does not say its symbols", hint="gencli sample -o - writes them")
+    try:
+        spelt = data.decode()
+    except UnicodeDecodeError as e:
+        raise DataError(f"{name}: byte {e.start} is not UTF-8") from None
+    if said.setdefault("kind", "text") != "text":
+        raise DataError(f"{name}: a text, and its sidecar says otherwise")
+    return _Item(name, _raw(np.array(numbers, np.int16), said.get("levels"), name, True), label, said, spelt)
 
 
 def _sidecar(data: bytes, name: str) -> dict[str, Any]:
@@ -346,8 +528,8 @@ def _sidecar(data: bytes, name: str) -> dict[str, Any]:
     return said
 
 
-def _raw(x: Array, levels: Any, name: str) -> Array:
-    """``x`` as uint8 or int16 below ``levels``, or as float32 where ``levels`` is None."""
+def _raw(x: Array, levels: Any, name: str, wide: bool) -> Array:
+    """``x`` as uint8 (text, ``wide``, and above 256 levels: int16) below ``levels``; float32 where that is None."""
     if levels is None and x.dtype.kind == "f":
         with np.errstate(over="ignore"):
             x = x.astype(np.float32, copy=False)
@@ -359,18 +541,22 @@ def _raw(x: Array, levels: Any, name: str) -> Array:
         raise DataError(f"{name}: {what} are no samples: integer levels or real points are")
     if x.size and (x.min() < 0 or x.max() >= levels):
         raise DataError(f"{name}: values from {x.min()} to {x.max()} do not fit {levels} levels")
-    return x.astype(np.uint8 if levels <= 256 else np.int16, copy=False)
+    return x.astype(np.uint8 if levels <= 256 and not wide else np.int16, copy=False)
 
 
 def _items_of_folder(path: Path) -> Iterator[_Item]:
-    """Images and arrays in the order of their names, folders below included, with the sidecars beside them."""
+    """Images, sounds, texts and arrays in the order of their names, folders below included, with their sidecars."""
     for folder, below, names in os.walk(path):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(names):
             file = Path(folder) / name
             ending = file.suffix.lower()
-            if name.startswith(".") or ending not in (*SUFFIXES, ".npy"):
+            if name.startswith(".") or ending not in DATA:
                 continue
+            if ending == ".txt" and not file.with_suffix(".json").exists():  # a note beside the samples
+                continue
+            if ending == ".txt" and any(file.with_suffix(other).name in names for other in DATA if other != ".txt"):
+                continue  # the caption of an image, say
             parts = {ending: archives.content(file, archives.MEMBER)}
             if file.with_suffix(".json").exists():
                 parts[".json"] = archives.content(file.with_suffix(".json"), archives.SIDECAR)
@@ -384,14 +570,14 @@ def _items_of_tar(file: BinaryIO, name: str) -> Iterator[_Item]:
         folder, _, base = member.rpartition("/")
         stem, ending = f"{folder}/{base.split('.')[0]}", PurePosixPath(base).suffix.lower()
         if stem != key:
-            if parts:
+            if parts.keys() - {".txt"}:  # a text alone is no sample
                 yield _item(f"{name}: {archives.shown(key.lstrip('/'))}", parts)
             key, parts = stem, {}
         if ending in parts:
             raise DataError(f"{name}: {archives.shown(member)} comes twice")
-        if ending in (*SUFFIXES, ".npy", ".json", ".cls"):
+        if ending in (*DATA, ".json", ".cls"):
             parts[ending] = data
-    if parts:
+    if parts.keys() - {".txt"}:
         yield _item(f"{name}: {archives.shown(key.lstrip('/'))}", parts)
 
 
@@ -418,7 +604,7 @@ def _rows(table: archives.Table, name: str, limit: int | None) -> Reading:
             x = table.take(min(size, end - start))
             x = np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if turned else x.reshape(len(x), *spec.shape)
             label = None if table.label is None else table.label[start : start + len(x)].astype(np.int64)
-            yield Samples(_raw(x, spec.levels, name), label, start)
+            yield Samples(_raw(x, spec.levels, name, spec.kind == "text"), label, start)
 
     return Reading(spec, meta, chunks())
 

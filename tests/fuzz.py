@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
+import hashlib
 import io
 import json
 import math
@@ -33,13 +35,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from PIL import Image
 
 from gencli import archives, checkpoint, files, recipe, run, streams, strict_yaml
 from gencli.console import GencliError
 from gencli.contract import DataSpec
+from gencli.data import SPLITS, audio, shards
 from gencli.data.images import decode, header
+from gencli.data.source import TensorSource
 from gencli.data.user import load_path
 from gencli.header import DTYPES, read_header
 from gencli.rng import generator
@@ -201,6 +206,7 @@ class Material:
     folder: Path
     recipes: list[bytes] = field(default_factory=list)
     pictures: dict[str, list[bytes]] = field(default_factory=dict)
+    sounds: dict[str, list[bytes]] = field(default_factory=dict)
     tars: list[bytes] = field(default_factory=list)
     arrays: list[np.ndarray[Any, Any]] = field(default_factory=list)
     tables: list[bytes] = field(default_factory=list)
@@ -212,6 +218,22 @@ class Material:
         path = self.folder / name
         path.write_bytes(data)
         return path
+
+
+SOUND = DataSpec(name="tones", kind="audio", shape=(1, 60), levels=256, rate=8000)
+TEXT = DataSpec(name="docs", kind="text", shape=(9,), levels=4, vocabulary=("\ufffd", "\n", "é", " two"))
+
+
+def spoken(spec: DataSpec, n: int = 4) -> streams.Samples:
+    x = generator("fuzz", spec.kind).integers(spec.levels or 2, size=(n, *spec.shape))
+    return streams.Samples(x.astype(np.uint8 if spec.kind == "audio" else np.int16), np.arange(n))
+
+
+def recorded(kind: str, subtype: str, channels: int = 1, rate: int = 8000, n: int = 900) -> bytes:
+    out = io.BytesIO()
+    x = generator("fuzz", "sound").uniform(-0.5, 0.5, (n, channels)).cumsum(0) / 20
+    soundfile.write(out, x.clip(-1, 1), rate, format=kind, subtype=subtype)
+    return out.getvalue()
 
 
 def samples(points: bool, n: int = 4) -> tuple[DataSpec, streams.Samples]:
@@ -257,6 +279,21 @@ def material(folder: Path) -> Material:
             streams.write(str(path), iter([chunk]), spec, {"model": "vae"}, 4)
             m.tables.append(path.read_bytes())
         m.arrays += [chunk.x, chunk.x.astype(np.float64), np.asfortranarray(chunk.x)]
+    for spec in (SOUND, TEXT):
+        path = folder / "material.tar"
+        streams.write(str(path), iter([spoken(spec)]), spec, {"model": "wavenet", "seed": 0}, 4)
+        m.tars.append(path.read_bytes())
+        path = folder / "material.safetensors"
+        streams.write(str(path), iter([spoken(spec)]), spec, {"model": "wavenet"}, 4)
+        m.tables += [m.tables[0], path.read_bytes()]
+    for kind in ("WAV", "FLAC"):
+        m.sounds[kind] = [
+            recorded(kind, "PCM_16"),
+            recorded(kind, "PCM_24", 2, 44100),
+            recorded(kind, "PCM_16", 1, 4000),
+        ]
+    m.sounds["WAV"] += [recorded("WAV", t) for t in ("PCM_U8", "PCM_32", "FLOAT", "DOUBLE")]
+    m.sounds["WAV"] += [recorded("WAVEX", "PCM_24", 2), recorded("WAV", "IMA_ADPCM"), recorded("WAV", "GSM610")]
     for style in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         out = io.BytesIO()
         with tarfile.open(fileobj=out, mode="w", format=style) as archive:
@@ -518,7 +555,7 @@ def tar(m: Material, g: Rng) -> None:
 @kind
 def sidecar(m: Material, g: Rng) -> None:
     out = io.BytesIO()
-    with tarfile.open(fileobj=io.BytesIO(m.tars[g.integers(2)])) as archive:
+    with tarfile.open(fileobj=io.BytesIO(m.tars[g.integers(4)])) as archive:
         for info in archive:
             body = archive.extractfile(info).read()
             if info.name.endswith(".json") and g.integers(2):
@@ -605,7 +642,7 @@ def npz_file(m: Material, g: Rng) -> None:
 
 @kind
 def tensor_file(m: Material, g: Rng) -> None:
-    whole = m.tables[int(g.choice([1, 3]))]
+    whole = m.tables[int(g.choice([1, 3, 5, 7]))]
     size = int.from_bytes(whole[:8], "little")
     if g.integers(2):
         tree = json.loads(whole[8 : 8 + size])
@@ -644,6 +681,43 @@ def image_folder(m: Material, g: Rng) -> None:
     assert source.rows(torch.arange(1))["x"].dtype == torch.uint8
 
 
+@kind
+def shard_folder(m: Material, g: Rng) -> None:
+    """Shards with a damaged manifest, index or tar, mostly with checksums that vouch for the damage."""
+    packed, folder = m.folder / "packed", m.folder / "shards"
+    if not packed.exists():
+        spec, chunk = samples(False)
+        spec = spec.model_copy(update={"classes": tuple("0123"), "size": 4})
+        made = [TensorSource("digits", s, spec, torch.from_numpy(chunk.x), torch.arange(4)) for s in SPLITS]
+        shards.pack(made, packed, 4096, lambda: None)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(packed, folder)
+    manifest, index, tar = folder / shards.MANIFEST, folder / "train-000001.index", folder / "train-000001.tar"
+    said, kept = json.loads(manifest.read_bytes()), index.read_bytes()
+    match int(g.integers(4)):
+        case 0:
+            manifest.write_bytes(damaged(g, manifest.read_bytes()))
+        case 1:
+            manifest.write_bytes(as_json(g, restructured(g, said)))
+        case 2:
+            kept = damaged(g, kept)
+        case _:
+            tar.write_bytes(damaged(g, tar.read_bytes()))
+            said["shards"]["train"][1]["bytes"] = tar.stat().st_size
+            entry = np.frombuffer(kept, shards.ENTRY)[0]
+            data = tar.read_bytes()[int(entry["offset"]) :][: int(entry["length"])]
+            kept = kept[:24] + hashlib.sha256(data).digest()[:16] + kept[40:]
+    if kept != index.read_bytes():
+        index.write_bytes(kept)
+        if g.integers(4):
+            said["shards"]["train"][1]["index_sha256"] = hashlib.sha256(kept).hexdigest()
+            manifest.write_text(json.dumps(said))
+    source = shards.load_shards(str(folder), "x", "train")
+    x = source.rows(torch.arange(min(source.size, 6)))["x"]
+    assert tuple(x.shape[1:]) == source.spec.shape and source.spec.dims > 0
+    finite({"x": x})
+
+
 def picture(of: str) -> Kind:
     def check(m: Material, g: Rng) -> None:
         corpus = m.pictures[of]
@@ -660,6 +734,56 @@ def picture(of: str) -> Kind:
 
 for _of in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
     picture(_of)
+
+
+def sound(of: str) -> Kind:
+    def check(m: Material, g: Rng) -> None:
+        corpus = m.sounds[of]
+        data = damaged(g, corpus[g.integers(len(corpus))], corpus[g.integers(len(corpus))])
+        rate = [None, 8000, 11025, 384_000][g.integers(4)]
+        codes, found = audio.read(data, "x", rate=rate)
+        assert codes.dtype == np.uint8 and codes.ndim == 1 and len(codes) == audio.header(data, "x").resampled(found)
+        assert found == (rate or audio.header(data, "x").rate)
+        (begun,) = streams.read_prompts([str(m.file("x.wav", data))], SOUND)
+        assert begun.dtype == np.uint8 and begun.shape[0] == 1 and 0 < begun.shape[1] <= 60
+        reading(m.folder / "x.wav")
+
+    check.__name__ = f"sound_{of.lower()}"
+    return kind(check)
+
+
+for _of in ("WAV", "FLAC"):
+    sound(_of)
+
+
+@kind
+def sound_folder(m: Material, g: Rng) -> None:
+    folder = m.folder / "sounds"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for n in range(12):
+        data = m.sounds["WAV"][g.integers(2)]
+        (folder / f"{n}.wav").write_bytes(damaged(g, data) if n == 2 else data)
+    source = load_path(folder, "sounds", "train", size=100, on_bad=["fail", "skip"][g.integers(2)])
+    x = source.rows(torch.arange(source.size or 1))["x"]
+    assert x.dtype == torch.uint8 and tuple(x.shape[1:]) == (1, 100) and source.spec.rate
+
+
+@kind
+def text_file(m: Material, g: Rng) -> None:
+    data = damaged(
+        g, (" ".join(WORDS[:5]) * 3 + "été, one two\r\n" * 30).encode("utf-8", "replace"), b"\xff\xfe\0\xc3("
+    )
+    name = ["x.txt", "x.txt.gz"][g.integers(2)]
+    if name == "x.txt.gz":
+        data = gzip.compress(data)
+        data = damaged(g, data) if g.integers(2) else data
+    path = m.file(name, data)
+    source = load_path(path, name, "val", words=bool(g.integers(2)), size=4, on_bad=["fail", "skip"][g.integers(2)])
+    x = source.rows(torch.arange(source.size or 1))["x"]
+    assert x.dtype == torch.int16 and x.min() >= 0 and x.max() < len(source.spec.vocabulary) == source.spec.levels
+    (begun,) = streams.read_prompts([str(path)], source.spec)
+    assert begun.dtype == np.int16 and begun.ndim == 1
 
 
 # ---------------------------------------------------------------------------------------------- running

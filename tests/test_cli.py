@@ -469,6 +469,43 @@ def test_apply_needs_no_name_of_a_run_before_its_inputs(here: Path, gencli: Call
     refused(gencli("apply", "-", stdin=b"hello" * 999), 3, "standard input is no tar stream")
 
 
+def test_completions_keep_what_is_given(at_shop: Path, gencli: Call) -> None:
+    made = gencli("apply", RUNS["pixelcnn"], "--as", "complete", "-n", 3, "--each", 2, "-o", at_shop / "y.npz")
+    assert {key: made.row[key] for key in ("task", "examples", "completions", "given")} == {
+        "task": "complete", "examples": 3, "completions": 2, "given": 0.5,
+    }  # fmt: skip
+    x, y = digits("test", 3).numpy(), np.load(at_shop / "y.npz", allow_pickle=False)["x"].reshape(3, 2, 1, 8, 8)
+    assert (y[..., :4, :] == x[:, None, :, :4]).all()
+    assert (y[:, 0, :, 4:] != y[:, 1, :, 4:]).any((1, 2, 3)).all()
+    # one input alone, and another share of it: the same numbers decide
+    gencli("apply", RUNS["pixelcnn"], "--as", "complete", "-n", 1, "--each", 2, "-o", at_shop / "z.npz")
+    assert np.array_equal(np.load(at_shop / "z.npz", allow_pickle=False)["x"], y[0])
+    assert gencli("apply", RUNS["pixelcnn"], "--as", "complete", "-n", 1, "--given", 1, "-o", at_shop / "w.npz").row
+    assert (np.load(at_shop / "w.npz", allow_pickle=False)["x"] == x[0]).all()
+    # the upper rows of a picture; the picture of all
+    half = at_shop / "half.png"
+    Image.fromarray((x[0, 0, :3] * 15.9375).round().astype(np.uint8)).save(half)
+    row = gencli("apply", RUNS["pixelcnn"], half, "--as", "complete", "temperature=0.5", "-o", at_shop / "p.png").row
+    assert row["given"] == 0.375 and pixels(at_shop / "p.png").shape[:2] == (66 + 2, 5 * 66 + 2)
+    gencli("apply", RUNS["pixelcnn"], half, "--as", "complete", "--each", 1, "-o", at_shop / "h.npz")
+    whole = np.load(at_shop / "h.npz", allow_pickle=False)["x"]
+    assert np.array_equal(whole[0, 0, :3], x[0, 0, :3]) and whole.shape == (1, 1, 8, 8)
+    Image.new("L", (9, 8)).save(at_shop / "wide.png")
+    Image.new("L", (8, 9)).save(at_shop / "tall.png")
+    for name in ("wide", "tall"):
+        file = at_shop / f"{name}.png"
+        refused(gencli("apply", RUNS["pixelcnn"], file, "--as", "complete"), 3, f"{name}.png", "8 wide and at most 8")
+    for more, said in [
+        (["temprature=1"], "did you mean 'temperature'?"),
+        (["temperature=0"], "positive"),
+        (["--labels", "3"], "not class-conditional"),
+        (["--labels", "x"], "unknown class 'x'"),
+    ]:
+        refused(gencli("apply", RUNS["pixelcnn"], *more, "--as", "complete"), 2, said)
+    refused(gencli("apply", RUNS["vae"], "--as", "complete"), 2, "vae cannot complete")
+    refused(gencli("apply", RUNS["vae"], "temperature=1"), 2, "reconstruct has no option 'temperature'")
+
+
 def test_a_closed_stdin(at_shop: Path, gencli: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     refused(gencli("apply", RUNS["vae"], "-"), 2, "standard input, but it is closed")

@@ -24,6 +24,7 @@ from gencli.run import Run
 
 VERBS = ["train", "sample", "evaluate", "eval", "interpolate", "apply", "compare", "models", "runs", "info", "doctor"]
 VERBS += ["recipes", "recipes ls", "recipes cat", "recipes cp", "recipes validate", "data", "data ls", "data show"]
+VERBS += ["doctor scale"]
 RECIPE = "# gencli train vae\n# 1.9 bits/dim\nmodel: {name: vae, latents: 4}\ndata: {name: digits}\ntrain: {steps: 9}\n"
 
 

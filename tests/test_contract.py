@@ -371,7 +371,7 @@ ARROWS: dict[str, set[str]] = {
     "archives": {"console", "files"},
     "nn": {"rng", "console"},
     "contract": {"processes", "console", "rng"},
-    "data": {"contract", "rng", "files", "console"},
+    "data": {"contract", "rng", "files", "console", "archives", "pictures"},
     "models": {"contract", "nn", "rng", "console"},
     "checkpoint": {"contract", "models", "rng", "files", "console", "header"},
     "recipe": {"contract", "models", "files", "console", "strict_yaml"},

@@ -217,3 +217,37 @@ def test_density_maps_share_a_scale_and_sum_to_one(monkeypatch):
 def test_plots_become_files(tmp_path):
     image = pictures.density(normal, limits=((-3, 3), (-3, 3)))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(pictures.png(image)))), image)
+
+
+# ------------------------------------------------------------------------------------------------ sounds and texts
+
+
+def ink(image):
+    """Where a waveform is drawn."""
+    return (image == [int(pictures.DATA[i : i + 2], 16) for i in (1, 3, 5)]).all(-1)
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 300, 5000])
+def test_waves_reach_from_the_lowest_to_the_highest_sample(length):
+    ramp = np.linspace(-1, 1, length)[None] if length > 1 else np.ones((1, 1))
+    drawn = ink(pictures.waves(ramp))[6:-6, 6:-6]  # without the frame
+    assert drawn.shape[0] == 64 and drawn.any(0).all()
+    top = drawn.argmax(0)  # the first row with ink: never lower than before, as the ramp rises
+    assert (np.diff(top) <= 0).all() and top[-1] == 0 and (length == 1 or drawn[-1, 0])
+    spikes = np.zeros((1, length))
+    spikes[0, length // 2] = 1  # one sample among thousands is not lost
+    assert ink(pictures.waves(spikes))[6].any()
+
+
+def test_waves_are_in_rows():
+    image = ink(pictures.waves(np.array([[0.0] * 100, [1.0] * 100, [-1.0] * 100]), columns=1))
+    rows = np.flatnonzero(image.any(1)) - 6
+    assert len(rows) == 3 and rows[1:].tolist() == [70, 140 + 63] and rows[0] in (31, 32)
+
+
+def test_a_page_shows_what_is_written():
+    short, long = pictures.page(["ab"]), pictures.page(["ab", "x" * 200])
+    assert short.shape[1] == long.shape[1] and long.shape[0] - short.shape[0] == 15 * 4  # a rule and three lines
+    assert (short < 100).any() and not (pictures.page([" \n "]) < 255).any()
+    assert pictures.page(["\n" * 10_000]).shape[0] == 15 * pictures.PAGE + 20
+    assert np.array_equal(pictures.page(["a\0b\x1b"]), pictures.page(["a b "]))

@@ -13,12 +13,14 @@ import zipfile
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from safetensors import safe_open
 
 from gencli import archives, console, pictures, streams
 from gencli.console import DataError, UsageError
 from gencli.contract import DataSpec
+from gencli.data import audio
 from gencli.streams import Samples
 
 META = {"model": "pixelcnn", "seed": 3, "note": "é"}
@@ -29,6 +31,12 @@ def spec_of(levels=17, shape=(1, 8, 8), kind="image", classes=()):
 
 
 POINTS = spec_of(None, (2,), "points")
+SOUND = DataSpec(name="tones", kind="audio", shape=(1, 300), levels=256, rate=4000, size=9)
+LETTERS = ("\ufffd", "\n", " ", "a", "b", "é", '"', "-", "\0", "\r", "\u2028")
+TEXT = DataSpec(name="docs", kind="text", shape=(40,), levels=len(LETTERS), vocabulary=LETTERS)
+WORDS = DataSpec(
+    name="docs:words", kind="text", shape=(7,), levels=300, vocabulary=("\ufffd", *(f" {i}" for i in range(299)))
+)
 
 
 def chunks_of(spec, n=23, size=10, labelled=True, seed=0):
@@ -38,7 +46,8 @@ def chunks_of(spec, n=23, size=10, labelled=True, seed=0):
         if spec.levels is None:
             x = g.standard_normal(shape).astype(np.float32)
         else:
-            x = g.integers(spec.levels, size=shape).astype(np.uint8 if spec.levels <= 256 else np.int16)
+            narrow = spec.levels <= 256 and spec.kind != "text"
+            x = g.integers(spec.levels, size=shape).astype(np.uint8 if narrow else np.int16)
         yield Samples(x, g.integers(10, size=shape[0]) if labelled else None, start)
 
 
@@ -87,7 +96,10 @@ SPECS = {
     "1000 levels": spec_of(1000, (1, 4, 4)),
     "2 channels": spec_of(9, (2, 4, 4)),
     "points": POINTS,
-    "audio": spec_of(256, (1, 50), "audio"),
+    "audio without a rate": spec_of(256, (1, 50), "audio"),
+    "sound": SOUND,
+    "characters": TEXT,
+    "words": WORDS,
 }
 
 
@@ -105,7 +117,7 @@ def test_round_trip_is_exact(name, dest, labelled, tmp_path, stdin, stdout):
     assert x.dtype == expected.dtype and np.array_equal(x, expected)
     assert (label is None) == (labels is None) and np.array_equal(label, labels)
     assert reading.meta == META
-    said = ("name", "kind", "shape", "levels")
+    said = ("name", "kind", "shape", "levels", "rate", "vocabulary")
     assert [getattr(reading.spec, f) for f in said] == [getattr(spec, f) for f in said]
     if dest.startswith("a.") and dest != "a.tar":
         assert reading.spec == spec
@@ -155,6 +167,173 @@ def test_arrays_are_what_other_libraries_read(tmp_path):
         assert np.array_equal(file.get_tensor("label").numpy(), label)
         said = json.loads(file.metadata()["gencli"])
     assert said["meta"] == META and DataSpec(**said["spec"]) == spec
+
+
+def test_sounds_are_what_other_libraries_read(tmp_path):
+    x = np.arange(600, dtype=np.uint8).reshape(2, 1, 300)  # all 256 codes
+    chunks = [Samples(x[:1], None, 0), Samples(x[1:], None, 1)]
+    streams.write(f"{tmp_path}/a.wav", chunks, SOUND, META, 2)
+    data, rate = soundfile.read(tmp_path / "a.wav")
+    assert rate == 4000 and len(data) == 300 + 400 + 300 and not data[300:700].any()
+    assert np.array_equal(audio.encode(data[:300]), x[0, 0]) and np.array_equal(audio.encode(data[700:]), x[1, 0])
+    reading, back, _ = read_all(f"{tmp_path}/a.wav")  # as one sound
+    assert back.shape == (1, 1, 1000) and reading.spec.rate == 4000 and reading.spec.kind == "audio"
+    streams.write(f"{tmp_path}/folder", chunks, SOUND, META, 2)
+    assert sorted(os.listdir(tmp_path / "folder")) == ["000000.json", "000000.wav", "000001.json", "000001.wav"]
+    sidecar = json.loads((tmp_path / "folder" / "000001.json").read_text())
+    assert sidecar == {"index": 1, "levels": 256, "kind": "audio", "data": "tones", "rate": 4000} | META
+    with pytest.raises(ValueError, match="2 samples came, 3 were announced"):
+        streams.write(f"{tmp_path}/b.wav", chunks, SOUND, META, 3)
+    assert not (tmp_path / "b.wav").exists()
+
+
+def test_texts_are_what_people_read(tmp_path):
+    x = np.array([[3, 4, 2, 5], [4, 1, 1, 3]], np.int16)
+    spec = TEXT.model_copy(update={"shape": (4,)})
+    streams.write(f"{tmp_path}/a.txt", [Samples(x[:1]), Samples(x[1:], None, 1)], spec, META, 2)
+    assert (tmp_path / "a.txt").read_text() == f"ab é\n{'-' * 72}\nb\n\na\n"
+    streams.write(f"{tmp_path}/a.tar", [Samples(x.astype(np.uint8))], spec, META, 2)  # as sampling.raw has it
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert archive.extractfile("00000000.txt").read().decode() == "ab é"
+        sidecars = [json.loads(archive.extractfile(f"0000000{i}.json").read()) for i in range(2)]
+    assert sidecars[0].pop("vocabulary") == list(LETTERS)
+    assert [s["symbols"] for s in sidecars] == x.tolist() and "vocabulary" not in sidecars[1]
+    reading, back, _ = read_all(f"{tmp_path}/a.tar")
+    assert reading.meta == META and back.dtype == np.int16 and np.array_equal(back, x)
+
+
+def test_pictures_of_sounds_and_texts(tmp_path):
+    for spec in (SOUND, TEXT, WORDS):
+        streams.write(f"{tmp_path}/a.png", chunks_of(spec), spec, META, 23)
+        image = np.asarray(Image.open(tmp_path / "a.png"))
+        assert image.ndim == 3 and image.std() > 5
+    assert [streams.default_name("x", s) for s in (SOUND, TEXT, POINTS, spec_of(), spec_of(9, (2, 4, 4)))] == [
+        "x.wav", "x.txt", "x.png", "x.png", "x.npz",
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ beginnings
+
+
+def wav_of(path, codes, rate=4000):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(audio.wav(codes, rate))
+    return str(path)
+
+
+def test_prompts_of_sound(tmp_path, capsys):
+    codes = np.arange(600, dtype=np.uint8) % 251
+    short, long = wav_of(tmp_path / "d" / "a.wav", codes[:70]), wav_of(tmp_path / "d" / "b.wav", codes)
+    fast = wav_of(tmp_path / "c.wav", np.full(160, 200, np.uint8), 8000)
+    x = streams.read_prompts([short, long], SOUND)
+    assert [p.shape for p in x] == [(1, 70), (1, 300)] and all(p.dtype == np.uint8 for p in x)
+    assert np.array_equal(x[0][0], codes[:70]) and np.array_equal(x[1][0], codes[:300])
+    assert capsys.readouterr().err == f"{long}: the first 300 of 600 samples are taken\n"
+    (y,) = streams.read_prompts([fast], SOUND)
+    assert y.shape == (1, 80) and abs(y[0, 30:50].astype(int) - 200).max() <= 1  # half as many, and the same tone
+    assert capsys.readouterr().err == f"{fast}: resampled from 8000 to 4000 samples a second\n"
+    assert [p.shape for p in streams.read_prompts([str(tmp_path / "d")], SOUND)] == [(1, 70), (1, 300)]
+    streams.write(f"{tmp_path}/s.tar", chunks_of(SOUND, 3), SOUND, META, 3)
+    assert np.array_equal(
+        np.stack(streams.read_prompts([f"{tmp_path}/s.tar"], SOUND)), together(chunks_of(SOUND, 3))[0]
+    )
+    other = SOUND.model_copy(update={"rate": 8000})
+    with pytest.raises(DataError, match="sounds of 4000 samples a second, but the model's have 8000"):
+        streams.read_prompts([f"{tmp_path}/s.tar"], other)
+
+
+def test_prompts_of_text(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("ab\n")
+    (tmp_path / "b.txt").write_text("a" * 100)
+    (tmp_path / "c.txt").write_text("abcé")
+    one, two = streams.read_prompts([f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"], TEXT)
+    assert one.tolist() == [3, 4] and one.dtype == np.int16 and two.tolist() == [3] * 40
+    assert capsys.readouterr().err == f"{tmp_path}/b.txt: the first 40 of 100 characters are taken\n"
+    with pytest.raises(DataError, match=r"c\.txt: 'c' is not among the 11 symbols that the model knows"):
+        streams.read_prompts([f"{tmp_path}/c.txt"], TEXT)
+    (tmp_path / "w.txt").write_text(" 7 12 298")
+    assert streams.read_prompts([f"{tmp_path}/w.txt"], WORDS)[0].tolist() == [8, 13, 299]
+    # a stream spells its symbols in the model's vocabulary
+    streams.write(f"{tmp_path}/s.tar", chunks_of(TEXT, 3), TEXT, META, 3)
+    turned = TEXT.model_copy(update={"vocabulary": LETTERS[::-1]})
+    x = together(chunks_of(TEXT, 3))[0]
+    assert np.array_equal(np.stack(streams.read_prompts([f"{tmp_path}/s.tar"], TEXT)), x)
+    assert np.array_equal(np.stack(streams.read_prompts([f"{tmp_path}/s.tar"], turned)), 10 - x)
+    fewer = TEXT.model_copy(update={"vocabulary": (*LETTERS[:-1], "z")})
+    with pytest.raises(DataError, match=r"s\.tar: '\\u2028' is not among the 11 symbols"):
+        streams.read_prompts([f"{tmp_path}/s.tar"], fewer)
+
+
+def test_prompts_that_will_not_do(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    streams.write(f"{tmp_path}/s.tar", chunks_of(spec_of(), 3), spec_of(), META, 3)
+    (tmp_path / "none").mkdir()
+    for spec, src, said in (
+        (TEXT, "empty.txt", "the file is empty"),
+        (TEXT, "nowhere.txt", "there is no such file"),
+        (TEXT, "s.tar", "samples are image, but the model takes text"),
+        (SOUND, "bad.wav", "neither WAV nor FLAC"),
+        (SOUND, "s.tar", "samples are image, but the model takes audio"),
+        (SOUND, "none", "holds no samples"),
+        (SOUND, "empty.txt", "cannot read samples from such a file"),
+    ):
+        with pytest.raises(DataError, match=said) as e:
+            streams.read_prompts([f"{tmp_path}/{src}"], spec)
+        assert src in str(e.value)
+    with pytest.raises(UsageError, match="no samples were named"):
+        streams.read_prompts([], SOUND)
+    image = spec_of(17)
+    assert np.array_equal(
+        np.stack(streams.read_prompts([f"{tmp_path}/s.tar"], image)), together(chunks_of(image, 3))[0]
+    )
+
+
+def tar_with(*members):
+    out = io.BytesIO()
+    for name, data in members:
+        archives.write_member(out, name, data if isinstance(data, bytes) else json.dumps(data).encode())
+    archives.write_end(out)
+    return out.getvalue()
+
+
+GOOD_TEXT = {"levels": 3, "kind": "text", "symbols": [1, 2], "vocabulary": ["?", "a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([("0.txt", b"ab"), ("0.json", GOOD_TEXT | {"symbols": [2, 1]})], "not what its sidecar's symbols spell"),
+        ([("0.txt", b"ab"), ("0.json", GOOD_TEXT | {"symbols": [1, 3]})], "do not fit 3 levels"),
+        ([("0.txt", b"ab"), ("0.json", GOOD_TEXT | {"symbols": [1, True]})], "does not say its symbols"),
+        ([("0.txt", b"ab"), ("0.json", GOOD_TEXT | {"symbols": []})], "does not say its symbols"),
+        ([("0.txt", b"ab"), ("0.json", {})], "does not say its symbols"),
+        ([("0.txt", b"\xff"), ("0.json", GOOD_TEXT)], "byte 0 is not UTF-8"),
+        ([("0.txt", b"ab"), ("0.json", GOOD_TEXT | {"vocabulary": ["a", "b"]})], "2 symbols do not make 3 levels"),
+        ([("0.txt", b"ab"), ("0.json", GOOD_TEXT | {"vocabulary": [1, 2, 3]})], "is not understood"),
+        ([("0.txt", b"ab"), ("0.json", GOOD_TEXT | {"kind": "image"})], "its sidecar says otherwise"),
+        ([("0.wav", audio.wav(np.arange(9), 4000)), ("0.json", {"rate": 8000})], "its sidecar says otherwise"),
+        ([("0.wav", audio.wav(np.arange(9), 4000)), ("0.json", {"levels": 17})], "its sidecar says otherwise"),
+        ([("0.wav", audio.wav(np.arange(9), 4000)[:-1])], "cut off"),
+        ([("0.wav", audio.wav(np.arange(9), 4000)), ("1.wav", audio.wav(np.arange(8), 4000))], "those before it have"),
+        ([("0.wav", audio.wav(np.arange(9), 4000)), ("1.wav", audio.wav(np.arange(9), 8000))], "those before it have"),
+        ([("0.txt", b"a note")], "holds no samples"),
+    ],
+)
+def test_wrong_sounds_and_texts_are_refused(members, said, stdin):
+    stdin(tar_with(*members))
+    with pytest.raises(DataError, match=said) as e:
+        list(streams.read("-"))
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_captions_and_notes_are_no_samples(tmp_path, stdin):
+    image = pictures.png(np.zeros((4, 4), np.uint8))
+    stdin(tar_with(("0.png", image), ("0.txt", b"black"), ("0.json", {}), ("1.png", image), ("2.txt", b"a note")))
+    assert read_all("-")[1].shape == (2, 1, 4, 4)
+    for name, data in (("0.png", image), ("0.txt", b"black"), ("0.json", b"{}"), ("README.txt", b"a note")):
+        (tmp_path / name).write_bytes(data)
+    assert read_all(str(tmp_path))[1].shape == (1, 1, 4, 4)
 
 
 def test_pictures(tmp_path):
@@ -344,7 +523,7 @@ def npy(array, **options):
 @pytest.mark.parametrize(
     ("members", "text"),
     [
-        ({"a_json": b"{}"}, "a: a sidecar without its image or array"),
+        ({"a_json": b"{}"}, "a: a sidecar without its sample"),
         ({"a_png": png(), "a_json": b"{"}, "its sidecar is no JSON object"),
         ({"a_png": png(), "a_json": b"[]"}, "its sidecar is no JSON object"),
         ({"a_png": png(), "a_json": b"[" * 100000}, "its sidecar is no JSON object"),

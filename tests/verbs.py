@@ -25,9 +25,11 @@ VERBS = (
     "data",
     "data ls",
     "data show",
+    "data pack",
     "runs",
     "info",
     "doctor",
+    "doctor scale",
 )
 
 

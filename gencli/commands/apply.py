@@ -11,6 +11,8 @@ from gencli.commands.options import DataName, DataRoot, Device, Json, Seed, Weig
 
 __all__ = ["apply"]
 
+TASKS = {"reconstruct": ("encode", "decode"), "complete": ("complete",)}  # and the methods that they take
+
 
 def apply(
     run: Annotated[
@@ -19,89 +21,196 @@ def apply(
     ] = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Pictures, a folder, .npz, .tar, or - for a stream."),
+        typer.Argument(
+            metavar="INPUT", help="Pictures, a folder, .npz, .tar, or - for a stream; and options: temperature=0.9."
+        ),
     ] = None,
-    task: Annotated[str, typer.Option("--as", help="reconstruct.")] = "reconstruct",
+    task: Annotated[str, typer.Option("--as", help="reconstruct or complete.")] = "reconstruct",
     data: DataName = None,
     data_root: DataRoot = None,
     split: Annotated[str, typer.Option(help="Of the data set: test, val or train.")] = "test",
-    n: Annotated[int, typer.Option("-n", help="At most so many inputs.", min=1)] = 32,
+    n: Annotated[int | None, typer.Option("-n", help="At most so many inputs: 32, or 8 to complete.", min=1)] = None,
     out: Annotated[
-        str, typer.Option("-o", "--out", help=".png (inputs above outputs), .npz, .tar, a folder or -.")
-    ] = "applied.png",
+        str | None,
+        typer.Option("-o", "--out", help="applied.png (inputs beside outputs), .npz, .tar, .wav, .txt, a folder or -."),
+    ] = None,
+    given: Annotated[
+        float, typer.Option(help="The share of a whole input that a completion is given.", min=0, max=1)
+    ] = 0.5,
+    each: Annotated[int, typer.Option(help="Completions of each input.", min=1)] = 4,
+    labels: Annotated[str | None, typer.Option(help="Classes to complete as, such as 3 or cat: taken in turn.")] = None,
     seed: Seed = 0,
     weights: Weights = "ema",
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """gencli apply --as reconstruct -o pairs.png
+    """gencli apply half.png --as complete -o whole.png
 
-    Let a run work on given inputs (without any, on the test split of its data). reconstruct: encode and decode, inputs
-    above outputs, and the error on stdout.
+    Let a run work on given inputs (without any, on the test split of its data).
+
+    reconstruct: encode and decode, inputs above outputs, and the error on stdout.
+
+    complete: go on where an input ends: the upper rows of a picture, the beginning of a sound or a text. Of an input
+    that is whole, the first half is given (--given). A row of pictures is what is given, completions, and the input.
     """
+    from gencli import console
+    from gencli.commands.options import load_run
+    from gencli.commands.sample import parse_options
+    from gencli.console import UsageError, nearest
+    from gencli.data.images import SUFFIXES
+
+    if task not in TASKS:
+        raise UsageError(f"unknown task {task!r}{nearest(task, TASKS)}: --as is {' or '.join(TASKS)}")
+    words = [word for word in (run, *(inputs or [])) if word is not None]
+    options = parse_options([word for word in words if "=" in word and not Path(word).exists()])
+    words = [word for word in words if "=" not in word or Path(word).exists()]
+    first = Path(words[0]) if words else Path()
+    if first.suffix.lower() in (*SUFFIXES, *OTHERS) or (words and words[0] == "-"):
+        words.insert(0, "")  # of the latest run, then
+    loaded = load_run(words[0] or None if words else None, weights, device)
+    name = loaded.meta["model"]
+    if not all(hasattr(loaded.model, method) for method in TASKS[task]):
+        why = "it has no encoder" if task == "reconstruct" else "it does not draw one part after another"
+        raise UsageError(f"{name} cannot {task}: {why}", hint="gencli models lists what each model can do")
+    if task == "complete":
+        row = _complete(loaded, words[1:], options, data, data_root, split, n or 8, out, given, each, labels, seed)
+    elif options or labels:
+        raise UsageError(f"{task} has no option {next(iter(options), '--labels')!r}: complete has")
+    else:
+        row = _reconstruct(loaded, words[1:], data, data_root, split, n or 32, out, seed)
+    if out != "-":
+        console.table([{"task": task, "model": name, **row}], json=json or None)
+
+
+OTHERS = (".npz", ".npy", ".tar", ".wav", ".flac", ".txt")
+
+
+def _reconstruct(
+    loaded: Any, inputs: list[str], data: str | None, root: Any, split: str, n: int, out: str | None, seed: int
+) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from gencli import console, pictures, streams
-    from gencli.commands.options import load_run
-    from gencli.console import UsageError, nearest
-    from gencli.data.images import SUFFIXES
+    from gencli import pictures
     from gencli.rng import SampleRng
     from gencli.sampling import raw, scope
+    from gencli.streams import read_images
 
-    if task not in ("reconstruct",):
-        raise UsageError(f"unknown task {task!r}{nearest(task, ['reconstruct'])}: --as is reconstruct")
-    if run == "-" or Path(run or "").suffix.lower() in (*SUFFIXES, ".npz", ".npy", ".tar"):  # of the latest run, then
-        inputs, run = [str(run), *(inputs or [])], None
-    loaded = load_run(run, weights, device)
     model, spec = loaded.model, loaded.model.spec
-    if not (hasattr(model, "encode") and hasattr(model, "decode")):
-        raise UsageError(f"{loaded.meta['model']} cannot reconstruct: it has no encoder", hint="gencli models")
-    x = _inputs(inputs or [], loaded, data, data_root, split, n)
+    x = read_images(inputs, spec)[:n] if inputs and not data else _rows(loaded, inputs, data, root, split, n)["x"]
     place = next(model.parameters()).device
-    given = torch.from_numpy(x)
     parts = []
     for start in range(0, len(x), model.chunk):
         rows = range(start, min(start + model.chunk, len(x)))
         with scope(SampleRng(seed, rows, "apply", place)) as rng:
-            parts.append(raw(model.decode(model.encode(given[rows.start : rows.stop].to(place), rng)), spec))
+            z = model.encode(torch.from_numpy(x[rows.start : rows.stop]).to(place), rng)
+            parts.append(raw(model.decode(z), spec))
     y = np.concatenate(parts)
-    if out.endswith(".png") and spec.kind == "image":
+    grid = None
+    if spec.kind == "image":
         columns = min(16, len(x))
         above = [np.concatenate([x[i : i + columns], y[i : i + columns]]) for i in range(0, len(x), columns)]
-        pictures.save_png(out, pictures.grid(np.concatenate(above), spec.levels, columns=columns))
-    else:
-        about = {"model": loaded.meta["model"], "step": loaded.meta["step"], "task": task}
-        streams.write(out, iter([streams.Samples(y, None, 0)]), spec, about, len(y))
-    if out == "-":
-        return
-    error = (spec.scale(torch.from_numpy(y)) - spec.scale(given)).double().square().flatten(1)
-    row = {
-        "task": task,
-        "model": loaded.meta["model"],
+        grid = pictures.grid(np.concatenate(above), spec.levels, columns=columns)
+    error = (spec.scale(torch.from_numpy(y)) - spec.scale(torch.from_numpy(x))).double().square().flatten(1)
+    return {
         "examples": len(x),
         "squared_error": error.sum(1).mean().item(),  # summed over dimensions, pixels in [-1, 1]
         "squared_error_per_dim": error.mean().item(),
-        "out": out,
+        "out": _write(loaded, out, y, grid, "reconstruct"),
     }
-    console.table([row], json=json or None)
 
 
-def _inputs(inputs: list[str], loaded: Any, data: str | None, root: Any, split: str, n: int) -> Any:
-    """Raw inputs (n, ...) in the model's levels: given ones, else rows of the run's data set."""
+def _complete(
+    loaded: Any,
+    inputs: list[str],
+    options: dict[str, Any],
+    data: str | None,
+    root: Any,
+    split: str,
+    n: int,
+    out: str | None,
+    given: float,
+    each: int,
+    labels: str | None,
+    seed: int,
+) -> dict[str, Any]:
+    import numpy as np
+
+    from gencli import pictures
+    from gencli.commands.sample import parse_labels
+    from gencli.console import UsageError
+    from gencli.sampling import check_options, completions
+    from gencli.streams import read_prompts
+
+    model, spec = loaded.model, loaded.model.spec
+    check_options(model.complete, options)
+    wanted = parse_labels(labels, spec.classes)
+    if inputs and not data:
+        prompts = read_prompts(inputs, spec)[:n]
+    else:
+        rows = _rows(loaded, inputs, data, root, split, n)
+        prompts = list(rows["x"])
+        if wanted is None and "label" in rows:
+            wanted = rows["label"].tolist()
+    conditional = bool(getattr(model.config, "conditional", False))
+    if labels and not conditional:
+        raise UsageError("this model is not class-conditional: it takes no labels")
+    heads = [_head(p, spec, given) for p in prompts]
+    y = completions(
+        model, heads, each=each, seed=seed, labels=wanted if conditional else None, options=options
+    )  # (n, each, ...)
+    grid = None
+    if spec.kind == "image":
+        whole = all(p.shape == spec.shape for p in prompts)
+        begun = np.full((len(heads), 1, *spec.shape), spec.levels // 2, y.dtype)
+        for shown, head in zip(begun, heads):
+            shown[0, :, : head.shape[1]] = head
+        parts = [begun, y, *([np.stack(prompts)[:, None]] if whole else [])]
+        row = np.concatenate(parts, 1)
+        grid = pictures.grid(row.reshape(-1, *spec.shape), spec.levels, columns=row.shape[1])
+    shares = sorted({head.size / spec.dims for head in heads})
+    return {
+        "examples": len(heads),
+        "completions": each,
+        "given": shares[0] if len(shares) == 1 else shares,
+        "out": _write(loaded, out, y.reshape(-1, *spec.shape), grid, "complete"),
+    }
+
+
+def _head(x: Any, spec: Any, given: float) -> Any:
+    """What a completion is given of ``x``: all of a part of an example, the beginning of a whole one."""
+    if x.shape != spec.shape:
+        return x
+    along = -2 if spec.kind == "image" else -1
+    keep = round(given * x.shape[along])
+    return x[:, :keep] if spec.kind == "image" else x[..., :keep]
+
+
+def _rows(loaded: Any, inputs: list[str], data: str | None, root: Any, split: str, n: int) -> dict[str, Any]:
+    """Rows of ``data``, or of the run's data set."""
     import torch
 
     from gencli import data as sets
     from gencli.console import UsageError
-    from gencli.streams import read_images
 
     if inputs:
-        if data:
-            raise UsageError("give inputs or --data, not both")
-        return read_images(inputs, loaded.model.spec)[:n]
+        raise UsageError("give inputs or --data, not both")
     part = loaded.meta["recipe"]["data"]
     source = sets.load(data or part["name"], split, str(root) if root else part.get("root"))
     if (source.spec.shape, source.spec.levels) != (loaded.model.spec.shape, loaded.model.spec.levels):
         raise UsageError(f"{source.name} is not what the model knows: {list(loaded.model.spec.shape)}")
     rows = min(n, source.size) if source.size is not None else n
-    return source.rows(torch.arange(rows))["x"].numpy()
+    return {name: value.numpy() for name, value in source.rows(torch.arange(rows)).items()}
+
+
+def _write(loaded: Any, out: str | None, y: Any, grid: Any, task: str) -> str:
+    """Write outputs, as ``grid`` where a picture is asked for; where they are."""
+    from gencli import pictures, streams
+
+    dest = out or ("applied.png" if grid is not None else streams.default_name("applied", loaded.model.spec))
+    if dest.endswith(".png") and grid is not None:
+        pictures.save_png(dest, grid)
+    else:
+        about = {"model": loaded.meta["model"], "step": loaded.meta["step"], "task": task}
+        streams.write(dest, iter([streams.Samples(y, None, 0)]), loaded.model.spec, about, len(y))
+    return dest

@@ -18,7 +18,9 @@ app = typer.Typer(no_args_is_help=True, help="gencli data ls\n\nData sets: what 
 def ls(data_root: DataRoot = None, json: Json = False) -> None:
     """gencli data ls
 
-    List the data sets that gencli knows. A path (a folder of images, a folder per class, .npz, .npy) is one too.
+    List the data sets that gencli knows. A path (a folder of images or sounds, a folder per class, .npz, .npy, .txt)
+    is one too. A variant follows a name after a colon: mnist:threshold, docs:words:64 (N: symbols or samples of an
+    example).
     """
     from gencli import console, data
 
@@ -38,41 +40,84 @@ def ls(data_root: DataRoot = None, json: Json = False) -> None:
     console.table(rows, json=json or None)
 
 
+@app.command("pack", short_help="Write a data set as shards.")
+def pack(
+    name: Annotated[str, typer.Argument(metavar="SOURCE", help="A data set's name, or a path.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for the shards.")],
+    shard_mb: Annotated[int, typer.Option(help="Megabytes of one shard at most.", min=1)] = 256,
+    on_bad: Annotated[str, typer.Option(help="At a bad image: fail, or skip up to 10 % of them.")] = "fail",
+    data_root: DataRoot = None,
+    json: Json = False,
+) -> None:
+    """gencli data pack photos/ shards/
+
+    Write a data set as tar shards with an index, to train from data that is larger than memory or lies behind a URL:
+    `gencli train vae --data shards/`. Any tar and WebDataset read the shards.
+    """
+    from itertools import count
+
+    from gencli import console, data
+    from gencli.console import UsageError
+    from gencli.data import shards
+    from gencli.data.table import split_name
+
+    shards.vacant(folder)
+    base, variants = split_name(name)
+    if "dynamic" in variants:
+        hint = f"gencli data pack {base} {folder}, and then --data {folder}:dynamic"
+        raise UsageError(f"{name} draws anew in every epoch, and shards would hold one drawing", hint=hint)
+    sources = [data.load(name, split, str(data_root) if data_root else None, on_bad=on_bad) for split in data.SPLITS]
+    total = sum(source.size or 0 for source in sources)
+    with console.Progress(total, "pack", unit="row") as progress:
+        done = count(1)
+        shards.pack(sources, folder, shard_mb << 20, lambda: progress.update(next(done)))
+    files = [path for path in folder.iterdir() if path.suffix == ".tar"]
+    row = {
+        "shards": str(folder),
+        "data": name,
+        **{source.split: source.size for source in sources},
+        "files": len(files),
+        "MB": round(sum(path.stat().st_size for path in files) / 2**20, 1),
+    }
+    console.table([row], json=json or None)
+
+
 @app.command("show", short_help="Draw a contact sheet.")
 def show(
     name: Annotated[str, typer.Argument(help="A data set's name, or a path.")] = "digits",
     split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
     n: Annotated[int, typer.Option("-n", help="How many examples.", min=1)] = 64,
-    out: Annotated[str, typer.Option("-o", "--out", help="The picture.")] = "data.png",
+    out: Annotated[
+        str, typer.Option("-o", "--out", help="A .png; of sounds also a .wav, of texts a .txt.")
+    ] = "data.png",
     data_root: DataRoot = None,
     json: Json = False,
 ) -> None:
     """gencli data show digits -o digits.png
 
-    Draw a contact sheet of a data set (points as a scatter), and print its shape, levels, counts and digest.
+    Draw a contact sheet of a data set (points as a scatter, sounds as waveforms, texts as a page), and print its shape,
+    levels, counts and digest. `-o sounds.wav` and `-o texts.txt` write what there is to hear and to read.
     """
     import torch
 
-    from gencli import console, data, pictures
+    from gencli import console, data, streams
     from gencli.console import UsageError
-    from gencli.sampling import picture
-    from gencli.streams import Samples
 
-    if Path(out).suffix.lower() != ".png":
-        raise UsageError(f"{out}: a contact sheet is a .png")
+    if Path(out).suffix.lower() not in (".png", ".wav", ".txt"):
+        raise UsageError(f"{out}: a contact sheet is a .png, or a .wav of sounds, or a .txt")
     source = data.load(name, split, str(data_root) if data_root else None)
     count = 5000 if source.spec.kind == "points" else n
     rows = min(count, source.size) if source.size is not None else count
     fields = source.rows(torch.arange(rows))
     labels = fields["label"].numpy() if "label" in fields else None
-    sheet = picture([Samples(fields["x"].numpy(), labels, 0)], source.spec)
-    pictures.save_png(out, sheet)
     spec = source.spec
+    streams.write(out, [streams.Samples(fields["x"].numpy(), labels, 0)], spec, {}, rows)
     row = {
         "data": f"{source.name}@{split}",
         "rows": source.size,
         "shape": list(spec.shape),
         "levels": spec.levels,
+        **({"rate": spec.rate} if spec.kind == "audio" else {}),
         "classes": len(spec.classes),
         "digest": source.digest,
         "picture": out,

@@ -8,13 +8,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from gencli.commands.options import DataRoot, Json
+from gencli.commands.options import DataRoot, Json, Overrides
 
-__all__ = ["doctor"]
+__all__ = ["app"]
+
+app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 PACKAGES = ("numpy", "pillow", "safetensors", "pydantic", "pyyaml", "typer", "rich", "scikit-learn", "matplotlib")
 GB = 1e9
@@ -22,7 +24,8 @@ GB = 1e9
 Row = dict[str, Any]  # check, value, state ("ok" | "advice" | "broken"), advice
 
 
-def doctor(data_root: DataRoot = None, json: Json = False) -> None:
+@app.callback()
+def doctor(context: typer.Context, data_root: DataRoot = None, json: Json = False) -> None:
     """gencli doctor
 
     Look at this machine as gencli sees it: versions, processors, memory, accelerators, disk, data, terminal. What
@@ -30,6 +33,9 @@ def doctor(data_root: DataRoot = None, json: Json = False) -> None:
     """
     from gencli import console
 
+    if context.invoked_subcommand is not None:
+        context.default_map = {context.invoked_subcommand: {"data_root": data_root, "json": json}}
+        return
     rows: list[Row] = []
     checks: list[Callable[[], Iterator[Row]]] = [
         _python,
@@ -53,6 +59,80 @@ def doctor(data_root: DataRoot = None, json: Json = False) -> None:
             console.say(f"{row['state']}: {row['check']}: {row['advice']}")
     if any(row["state"] == "broken" for row in rows):
         raise typer.Exit(1)
+
+
+@app.command(short_help="Project a training to many processes.")
+def scale(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="pixelcnn, pixelcnn/paper, or a .yaml file.")],
+    devices: Annotated[int, typer.Option(min=1, max=2**20, metavar="N", help="As many processes as this.")],
+    bandwidth: Annotated[
+        str, typer.Option(help="Of each process's link: 400Gb/s or 500Mb/s (bits), 50GB/s or 60MB/s (bytes).")
+    ],
+    overrides: Overrides = None,
+    latency: Annotated[str, typer.Option(help="Of a message between two processes: s, ms, us or ns.")] = "10us",
+    data_root: DataRoot = None,
+    json: Json = False,
+) -> None:
+    """gencli doctor scale pixelcnn --devices 512 --bandwidth 400Gb/s
+
+    Project how a recipe would train on 1, 2, 4, ... N processes: a projection, not a measurement. A step of one
+    process is measured here at up to three sizes of its share of the batch, and what it would send is counted. Every
+    process is taken to have a device like this one, and to send after the backward pass (no overlap) at the speed
+    that --bandwidth and --latency say. Strong scaling shares the recipe's batch out; with weak scaling each process
+    keeps it. state_mb: weights, gradients, optimiser and averages of one process, without activations.
+    """
+    from gencli import console
+    from gencli.recipe import load
+    from gencli.training import scaling
+    from gencli.training.session import Session, settings
+
+    link = scaling.Link(scaling.bandwidth(bandwidth), scaling.latency(latency))
+    resolved = load(recipe, overrides or [], {"data.root": str(data_root)} if data_root else {}, model=True)
+    worlds = [*(2**k for k in range((devices - 1).bit_length())), devices]
+    batch = resolved.train.batch_size
+    with settings(resolved) as device:
+        trainer = Session(resolved, device).trainer
+        found = scaling.calibrate(trainer, worlds)
+        held, where = scaling.memory(trainer), _device(device)
+    state = {"state_mb": sum(held.values()) / 1e6}
+    sizes = ", ".join(str(share.rows) for share in found.shares)
+    basis = (
+        f"projection, not a measurement: computing from measured steps of {sizes} rows on {where}, "
+        f"communication from bytes counted and from {bandwidth} and {latency} as given"
+    )
+    console.say(basis)
+    for share in found.shares:
+        fitted = found.compute.seconds(share.rows) * 1e3
+        console.say(f"measured {share.rows} rows: {share.seconds * 1e3:.2f} ms a step; the projection's: {fitted:.2f}")
+    sent, messages = sum(m.times * m.size for m in found.messages), sum(m.times for m in found.messages)
+    console.say(f"all-reduced: {sent / 1e6:.3f} MB in {messages:g} messages a step")
+    console.say("; ".join(f"{name} {size / 1e6:.2f} MB" for name, size in held.items()) + " on each process")
+    if found.strong[-1] < devices:
+        console.say(
+            f"strong scaling ends at {found.strong[-1]}: train.batch_size={batch} divides among no more of these"
+        )
+    plain = sys.stdout.isatty() and not json
+    for weak, counts in ((False, found.strong), (True, worlds)):
+        rows = scaling.project(found.compute, found.messages, link, batch=batch, worlds=counts, weak=weak)
+        title = f"{'weak' if weak else 'strong'} scaling ({basis})"
+        if plain:
+            rows = [{k: v for k, v in row.items() if k != "scaling"} | state for row in rows]
+        else:
+            more = {"bytes": sent, "messages": messages} | state | {"basis": basis}
+            rows = [row | more for row in rows]
+        console.table(rows, json=json, title=title)
+
+
+def _device(device: Any) -> str:
+    """What computes on ``device``, in words."""
+    import torch
+
+    from gencli.run import environment
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device} ({environment()['machine']['cpu']}, {threads} thread{'s' * (threads > 1)})"
 
 
 def _row(check: str, value: Any, advice: str = "", broken: str = "") -> Row:

@@ -71,9 +71,11 @@ def score(
     else:
         source = sets.load(name, split, root)
         row = likelihood.nll(loaded.model, source, seed=seed, limit=n)
-        if source.spec.levels is not None and source.spec.kind == "image":
-            baseline = likelihood.independent_pixels(sets.load(name, "train", root), source)
-            row |= {"independent_pixels": baseline, "ratio": row["bits_per_dim"] / baseline}
+        if source.spec.kind == "text":
+            row |= likelihood.per_character(row, source)
+        if source.spec.levels is not None:
+            what, bits = likelihood.baseline(sets.load(name, "train", root), source)
+            row |= {what: bits, "ratio": row["bits_per_dim"] / bits}
     return row | {
         "model": loaded.meta["model"],
         "step": loaded.meta["step"],

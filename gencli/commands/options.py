@@ -13,7 +13,6 @@ __all__ = [
     "Device",
     "Devices",
     "Json",
-    "Out",
     "Overrides",
     "RunName",
     "Seed",
@@ -31,10 +30,6 @@ RunName = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as model.channels=32.")
-]
-Out = Annotated[
-    str,
-    typer.Option("-o", "--out", help="Where to: .png, .gif, .npz, .safetensors, .tar, a folder, or - for a stream."),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, also on a terminal.")]

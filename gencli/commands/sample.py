@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gencli.commands.options import Device, Devices, Out, RunName, Seed, Weights, fan_out
+from gencli.commands.options import Device, Devices, RunName, Seed, Weights, fan_out
 
 __all__ = ["parse_options", "sample"]
 
@@ -18,7 +18,15 @@ def sample(
         typer.Argument(metavar="KEY=VALUE", help="Sampling options of the model, such as temperature=0.9."),
     ] = None,
     n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 64,
-    out: Out = "samples.png",
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Where to: .png, .gif, .wav, .txt, .npz, .safetensors, .tar, a folder, or - for a stream; samples.png "
+            "(sounds: samples.wav, texts: samples.txt) without it.",
+        ),
+    ] = None,
     seed: Seed = 0,
     labels: Annotated[str | None, typer.Option(help="Classes, such as 3 or 0,1,2 or cat,dog: taken in turn.")] = None,
     weights: Weights = "ema",
@@ -28,7 +36,7 @@ def sample(
     """gencli sample -n 64 -o grid.png
 
     Draw samples from a run (the latest without a name). Sample i is the same whatever -n is. `-o -` writes a tar
-    stream of pictures with a JSON sidecar each: `gencli sample -n 500 -o - | tar t`.
+    stream of pictures, sounds or texts with a JSON sidecar each: `gencli sample -n 500 -o - | tar t`.
     """
     from gencli.training.launch import joined
 
@@ -44,7 +52,7 @@ def _sample(
     run: str | None,
     options: dict[str, Any],
     n: int,
-    out: str,
+    out: str | None,
     seed: int,
     labels: str | None,
     weights: str,
@@ -60,6 +68,7 @@ def _sample(
         raise UsageError(f"{loaded.meta['model']} draws no samples", hint="gencli models lists what each model can do")
     check_options(loaded.model.sample, options)
     spec = loaded.model.spec
+    out = out or streams.default_name("samples", spec)
     wanted = parse_labels(labels, spec.classes)
     chunks = draw(loaded.model, n, seed=seed, labels=wanted, options=options, chunk=loaded.meta["chunk"])
     if processes.rank() > 0:  # the first writes what all have drawn

@@ -166,7 +166,8 @@ def _resume(what: str, words: list[str], options: dict[str, Any], preview: bool)
 def _fit(session: Any, preview: bool) -> None:
     """Train, and say at the end what came out and what to do with it."""
     from gencli import console, processes
-    from gencli.metrics.likelihood import independent_pixels
+    from gencli.metrics.likelihood import baseline
+    from gencli.streams import default_name
 
     run, began = session.run, time.monotonic()
     if processes.rank() > 0:
@@ -188,9 +189,11 @@ def _fit(session: Any, preview: bool) -> None:
     if best is not None:
         line = f"{best['metric'].replace('_', ' ')} {best['value']:.4f} on {session.val_data.name}@val (step {best['step']})"
         if best["metric"] == "bits_per_dim":
-            line += f"; independent pixels {independent_pixels(session.train_data, session.val_data):.4f}"
+            what, bits = baseline(session.train_data, session.val_data)
+            line += f"; {what.replace('_', ' ')} {bits:.4f}"
         console.say(line)
-    console.say(f"next: gencli sample {run.path} -n 64 -o grid.png" + ("; gencli eval nll" if best else ""))
+    shown = default_name("grid", session.model.spec)
+    console.say(f"next: gencli sample {run.path} -n 64 -o {shown}" + ("; gencli eval nll" if best else ""))
 
 
 def _dry_run(recipe: Any) -> None:

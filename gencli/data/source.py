@@ -24,7 +24,8 @@ class Source(Protocol):
     """One split of a data set.
 
     ``size``: rows of this split, None where they never end (``spec.size`` counts the rows of *train*). ``digest``: 16
-    hex digits over content and split; equal digests mean equal rows.
+    hex digits over content and split; equal digests mean equal rows. A source whose rows are not in memory says
+    ``slow = True``, and ``windows`` (int64, the ends of its shards) if rows are faster to read where they lie together.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Requantised:
             raise UsageError(f"{source.name}: {depth} wants 256 levels, and these images have {levels}")
         self.source, self.depth, self._shift = source, depth, 8 - bits
         self.name, self.split, self.size = source.name, source.split, source.size
+        self.slow, self.windows = getattr(source, "slow", False), getattr(source, "windows", None)
         self.spec = source.spec.model_copy(update={"levels": 2**bits})
 
     @property

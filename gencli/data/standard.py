@@ -27,7 +27,7 @@ from gencli.contract import DataSpec
 from gencli.data.source import Array, TensorSource, carve
 from gencli.data.table import SetEntry
 
-__all__ = ["load_standard"]
+__all__ = ["load_standard", "root_folder"]
 
 MOST = 512 * 2**20  # no file of these sets is larger, packed or unpacked
 Rows = tuple[Array, Array]  # uint8 (n, C, H, W), int64 (n,)
@@ -42,13 +42,18 @@ class Download:
     members: tuple[str, ...] = ()
 
 
+def root_folder(root: Path | str | None) -> Path:
+    """Where standard sets lie: ``root``, else ``$GENCLI_DATA``, else the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root or os.environ.get("GENCLI_DATA") or f"{cache}/gencli").expanduser()
+
+
 def load_standard(entry: SetEntry, name: str, split: str, root: Path | str | None) -> TensorSource:
-    """One split of a standard set below ``root`` (default ``$GENCLI_DATA``, else the user's cache folder).
+    """One split of a standard set of images below ``root`` (see :func:`root_folder`).
 
     DataError, naming the folder looked in, where the files are neither there nor to be had from the web, or are bad.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(root or os.environ.get("GENCLI_DATA") or f"{cache}/gencli").expanduser()
+    folder = root_folder(root)
     train, val, test = entry.sizes or (0, 0, 0)
     x, label = _READERS[entry.name](folder, "test" if split == "test" else "train")
     if len(x) != (test if split == "test" else train + val):

@@ -12,18 +12,20 @@ from gencli.console import UsageError
 __all__ = ["SETS", "SPLITS", "SetEntry", "split_name"]
 
 SPLITS = ("train", "val", "test")
-_VARIANT = re.compile(r"threshold|dynamic|[1-7]bit|[1-9]\d{0,3}")
+_VARIANT = re.compile(r"threshold|dynamic|words|[1-7]bit|[1-9]\d{0,4}")
 
 
 @dataclass(frozen=True)
 class SetEntry:
     """One data set: what it holds, where it comes from and what may follow its name after a colon.
 
-    ``sizes``: rows of train, val and test, None where points never end. ``variants``: "Nbit" stands for 1bit to 7bit.
+    ``sizes``: rows of train, val and test, None where points never end and where they depend on Python's version.
+    ``variants``: "Nbit" stands for 1bit to 7bit, "N" for the symbols or samples of an example. ``rate``: samples a
+    second.
     """
 
     name: str
-    kind: Literal["image", "points"]
+    kind: Literal["image", "points", "audio", "text"]
     description: str
     shape: tuple[int, ...]
     levels: int | None
@@ -31,9 +33,12 @@ class SetEntry:
     origin: Literal["embedded", "drawn", "standard"]
     sizes: tuple[int, int, int] | None = None
     variants: tuple[str, ...] = ()
+    rate: int | None = None
 
     def allows(self, variant: str) -> bool:
         """Whether ``variant`` may follow this name."""
+        if variant.isdigit() and "N" in self.variants:
+            return True
         return variant in self.variants or ("Nbit" in self.variants and re.fullmatch("[1-7]bit", variant) is not None)
 
 
@@ -99,6 +104,15 @@ SETS: dict[str, SetEntry] = {
             "shapes", "image", "drawn: one rectangle, circle or triangle, white on black", (1, 20, 20), 2,
             ("rectangle", "circle", "triangle"), "drawn", (10_000, 1_000, 2_000), ("coloured",),
         ),
+        SetEntry(
+            "tones", "audio", "drawn: four notes up or down a scale in one of four waveforms", (1, 1600), 256,
+            tuple(f"{wave} {way}" for wave in ("sine", "triangle", "square", "saw") for way in ("up", "down")),
+            "drawn", (2_000, 250, 500), rate=4000,
+        ),
+        SetEntry(
+            "docs", "text", "topics of Python's documentation: differs between versions of Python", (128,), None, (),
+            "embedded", None, ("words", "N"),
+        ),
         _points("smiley", "two eyes and a mouth", ("left eye", "right eye", "mouth")),
         _points("moons", "two half circles, noise 0.1", ("upper", "lower")),
         _points("checkerboard", "eight squares of a 4 x 4 board", tuple("01234567")),
@@ -113,5 +127,9 @@ SETS: dict[str, SetEntry] = {
         _colour("cifar10", "photographs of ten kinds of thing (binary version)", _CIFAR10),
         _colour("cifar100", "photographs of a hundred kinds of thing (binary version)", tuple(_CIFAR100.split())),
         _colour("svhn", "house numbers from the street", _TEN, (68_257, 5_000, 26_032)),
+        SetEntry(
+            "fsdd", "audio", "spoken digits of six speakers", (1, 4000), 256, _TEN,
+            "standard", (2_466, 313, 307), ("N",), 8000,
+        ),
     )
 }  # fmt: skip

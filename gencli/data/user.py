@@ -1,9 +1,12 @@
 """A user's own data, by path.
 
-- A folder of images: :mod:`gencli.data.folders`.
+- A folder of images: :mod:`gencli.data.folders`. A folder that holds more ``.wav`` and ``.flac`` files than images:
+  :mod:`gencli.data.audio`.
+- ``.txt`` or ``.txt.gz``: :mod:`gencli.data.text`.
 - A folder of strips: ``train-00.png``, ``train-01.png``, ... (and ``val-NN.png``, ``test-NN.png``), each a column of
   square pictures as wide as the strip, in the order of ``train-labels.npy`` (integers, ``(n,)``). Tens of thousands of
   small pictures in a few lossless files.
+- A folder that ``gencli data pack`` wrote: :mod:`gencli.data.shards`.
 - ``.npz``: arrays ``x`` (and ``y`` or ``label``), or ``x_train``, ``y_train``, ``x_val``, ..., ``x_test``, ...;
   optionally ``levels`` (a number) and ``classes`` (names). ``.npy``: ``x`` alone.
 
@@ -22,8 +25,10 @@ import torch
 
 from gencli.console import DataError, UsageError
 from gencli.contract import DataSpec
-from gencli.data.folders import load_folder
-from gencli.data.images import decode, header
+from gencli.data import audio, text
+from gencli.data.folders import count, load_folder
+from gencli.data.images import SUFFIXES, decode, header
+from gencli.data.shards import holds_shards, load_shards
 from gencli.data.source import Array, Source, TensorSource, carve
 from gencli.data.table import SPLITS
 
@@ -32,20 +37,37 @@ __all__ = ["load_path"]
 Parts = dict[str, tuple[Array, Array | None]]  # split -> (x, labels)
 
 
-def load_path(path: Path, name: str, split: str, *, size: int | None = None, on_bad: str = "fail") -> Source:
-    """The rows of ``split`` of the data at ``path``; ``size`` is for folders of images alone.
+def load_path(
+    path: Path, name: str, split: str, *, size: int | None = None, words: bool = False, on_bad: str = "fail"
+) -> Source:
+    """The rows of ``split`` of the data at ``path``.
+
+    ``size``: pixels of the sides of a folder's images, samples of an example of sound, symbols of one of text;
+    ``words`` is for text alone.
 
     Raises DataError for data that is bad, UsageError for a kind of file that is no data.
     """
+    if path.name.lower().endswith((".txt", ".txt.gz")) and not path.is_dir():
+        return text.load_file(path, name, split, words=words, length=size, on_bad=on_bad)
+    if words:
+        raise UsageError(f"{name}: only text has words")
     strips = path.is_dir() and (path / "train-labels.npy").exists()
-    if path.is_dir() and not strips:
+    packed = path.is_dir() and holds_shards(path)
+    if path.is_dir() and not strips and not packed:
+        if count(path, audio.SUFFIXES) > count(path, SUFFIXES):
+            return audio.load_folder(path, name, split, length=size, on_bad=on_bad)
+        if size is not None and size > 9999:
+            raise UsageError(f"{name}: images of {size} x {size} pixels are too large to train on")
         return load_folder(path, name, split, size=size, on_bad=on_bad)
     if size is not None:
-        raise UsageError(f"{name}: only a folder of images can be resized (:{size})")
+        raise UsageError(f"{name}: only a folder of images can be resized (:{size}), or of sounds or a text cut")
+    if packed:
+        return load_shards(str(path), name, split)
     if strips:
         return _source(path, name, split, _strips(path, split), None, ())
     if path.suffix not in (".npz", ".npy"):
-        raise UsageError(f"{path}: not a folder, .npz or .npy file", hint="gencli data ls names the kinds of data")
+        hint = "a folder of it is" if path.suffix.lower() in (*audio.SUFFIXES, *SUFFIXES) else "see gencli data ls"
+        raise UsageError(f"{path}: not a folder, .npz, .npy or .txt file", hint=hint)
     arrays = _arrays(path)
     parts: Parts = {}
     for part, ending in (("train", ""), ("train", "_train"), ("val", "_val"), ("test", "_test")):

@@ -1,4 +1,4 @@
-"""Negative log-likelihood, with its protocol, beside the baseline of independent pixels.
+"""Negative log-likelihood, with its protocol, beside the baseline of independent values.
 
 Units: nats an example (summed over dimensions), nats and bits a dimension; bits/dim for discrete data alone. The mean
 over examples is taken in float64 and comes with its standard error.
@@ -20,9 +20,10 @@ from gencli.contract import Model
 from gencli.rng import SampleRng
 from gencli.sampling import scope
 
-__all__ = ["ENDLESS", "chunks_of", "independent_pixels", "nll", "rows_of"]
+__all__ = ["ENDLESS", "baseline", "chunks_of", "nll", "per_character", "rows_of"]
 
 ENDLESS = 10_000  # fresh examples that stand for a data set without end
+COUNTED = 100_000  # rows of each side that a baseline is made of at most: a set may be larger than a machine
 
 
 def chunks_of(source: Any, limit: int | None = None, chunk: int = 256) -> Iterator[range]:
@@ -52,6 +53,9 @@ def nll(model: Model, source: Any, *, seed: int = 0, limit: int | None = None) -
             f"the model knows {model.spec.name} {list(model.spec.shape)} with {model.spec.levels} levels, and "
             f"{source.name} is {list(source.spec.shape)} with {source.spec.levels}"
         )
+    if (source.spec.vocabulary, source.spec.rate) != (model.spec.vocabulary, model.spec.rate):
+        what = "symbols" if source.spec.kind == "text" else "samples a second"
+        raise UsageError(f"the {what} of {source.name} are not those of {model.spec.name}, which the model knows")
     device = next(model.parameters()).device
     conditional = bool(getattr(model.config, "conditional", False))
     if conditional and not source.spec.classes:
@@ -79,17 +83,37 @@ def nll(model: Model, source: Any, *, seed: int = 0, limit: int | None = None) -
     return row | {"examples": len(nats)}
 
 
-def independent_pixels(train: Any, test: Any) -> float:
-    """Bits/dim on ``test`` of a histogram a pixel, fitted on ``train``, one added to every count."""
-    levels, dims = train.spec.levels, train.spec.dims
+def baseline(train: Any, test: Any) -> tuple[str, float]:
+    """What is compared with: its name and its bits/dim on ``test``, histograms of ``train`` with one added to a count.
+
+    "independent_pixels": images, a histogram a pixel. "unigram" (text) and "histogram" (sound): one for all places,
+    which have no meaning of their own there.
+    """
+    levels, pooled = train.spec.levels, train.spec.kind in ("text", "audio")
+    dims = 1 if pooled else train.spec.dims
+
+    def columns(source: Any) -> Iterator[Tensor]:  # (dims, n)
+        return (fields["x"].reshape(-1, dims).T.long() for fields in rows_of(source, COUNTED))
+
     counts = torch.ones(dims, levels, dtype=torch.float64)
-    for fields in rows_of(train):
-        x = fields["x"].flatten(1).long()
-        counts.scatter_add_(1, x.T, torch.ones(x.T.shape, dtype=torch.float64))
+    for x in columns(train):
+        counts.scatter_add_(1, x, torch.ones(x.shape, dtype=torch.float64))
     log_p = (counts / counts.sum(1, keepdim=True)).log2()
     total, n = 0.0, 0
-    for fields in rows_of(test):
-        x = fields["x"].flatten(1).long()
-        total -= log_p.gather(1, x.T).sum().item()
-        n += len(x)
-    return total / n / dims
+    for x in columns(test):
+        total -= log_p.gather(1, x).sum().item()
+        n += x.numel()
+    return {"text": "unigram", "audio": "histogram"}.get(train.spec.kind, "independent_pixels"), total / n
+
+
+def per_character(row: dict[str, Any], source: Any) -> dict[str, float]:
+    """For text, from a row of :func:`nll` on ``source``: bits a character, and the perplexity of a symbol.
+
+    Characters are those of the decoded text, so words and characters compare; an unknown symbol counts as one
+    character and costs what "unknown" costs, not what it would take to spell it.
+    """
+    from gencli.data.text import characters
+
+    n = sum(characters(fields["x"].numpy(), source.spec.vocabulary) for fields in rows_of(source, row["examples"]))
+    bits = row["nats"] * row["examples"] / n / math.log(2)
+    return {"bits_per_char": bits, "perplexity": math.exp(row["nats_per_dim"])}

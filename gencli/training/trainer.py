@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from gencli import processes
@@ -176,7 +175,7 @@ class Trainer:
         live = [p for p in player.parameters if p.grad is not None]
         grads = [p.grad for p in live if p.grad is not None]
         if processes.world() > 1:
-            self._reduce(grads)
+            processes.average(grads)
             values = processes.total(values) / processes.world() if names else values
         norm = nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=self.device)
         *numbers, size = torch.cat([values, norm.detach().to(values).reshape(1)]).tolist()
@@ -200,19 +199,6 @@ class Trainer:
         for p in player.parameters:
             p.grad = None
         return logs
-
-    def _reduce(self, grads: list[Tensor]) -> None:
-        """Average gradients over processes in flat buckets of about 25 MB."""
-        bucket: list[Tensor] = []
-        for i, g in enumerate(grads):
-            bucket.append(g)
-            if i + 1 == len(grads) or sum(x.numel() for x in bucket) > 6_000_000:
-                flat = torch.cat([x.reshape(-1) for x in bucket])
-                dist.all_reduce(flat)
-                flat /= processes.world()
-                for x, part in zip(bucket, flat.split([x.numel() for x in bucket])):
-                    x.copy_(part.view_as(x))
-                bucket = []
 
     # ------------------------------------------------------------------ before the first step, and averages
 
