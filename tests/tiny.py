@@ -12,7 +12,10 @@ from gencli.training.session import Session, settings
 # A model that is missing here is tested at the size of its default recipe: right, but slow.
 SMALLER: dict[str, list[str]] = {
     "pixelcnn": ["model.channels=8", "model.layers=1", "model.first_kernel=3"],
+    "pixelcnnpp": ["model.filters=6", "model.layers=1", "model.mixtures=2"],
+    "rnn": ["model.hidden=8", "model.layers=2"],
     "vae": ["model.latents=2", "model.hidden=[16]"],
+    "wavenet": ["model.channels=8", "model.stacks=1", "model.layers=3"],
     "wgan-gp": ["model.hidden=[16]", "model.critic_steps=2"],
 }
 

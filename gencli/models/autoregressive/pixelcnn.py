@@ -248,11 +248,7 @@ class PixelCNN(Model):
 
     @torch.no_grad()
     def sample(self, rng: Rng, labels: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
-        """Raw images (n, C, H, W), drawn exactly; ``temperature`` divides the logits.
-
-        Every feature of every pixel is computed once. On a GPU the launch of many small kernels bounds the loop; its
-        buffers never move, so a CUDA graph could replay each pixel.
-        """
+        """Raw images (n, C, H, W), drawn exactly; ``temperature`` divides the logits."""
         return self._draw(rng, lambda u: Cached(self, rng.n, self.one_hot(labels)), temperature)
 
     @torch.no_grad()
@@ -267,18 +263,11 @@ class PixelCNN(Model):
         """The same images by a pass over the whole image for every draw: oracle and baseline of :meth:`sample`."""
         return self._draw(rng, lambda u: Naive(lambda x: self(x, labels), u, self.colours), temperature)
 
-    def _draw(
-        self,
-        rng: Rng,
-        network: Callable[[Tensor], Network],
-        temperature: float,
-        given: Tensor | None = None,
-        known: int = 0,
-    ) -> Tensor:
+    def _draw(self, rng: Rng, network: Callable[[Tensor], Network], temperature: float, *given: Any) -> Tensor:
         if not temperature > 0:
             raise UsageError(f"temperature must be positive, got {temperature}")
         u = rng.uniform("pixel", (rng.n, *self.spec.shape))
-        x = draw_pixels(network(u), u, self.colours, temperature, given, known)
+        x = draw_pixels(network(u), u, self.colours, temperature, *given)
         return x.to(torch.uint8 if self.levels <= 256 else torch.int16)
 
 
@@ -294,12 +283,8 @@ class Cached:
             tail = Chain(head, n, H, W, model.colours)
             self.parts = [GatedCache(stack, tail.lines[0], H, h), tail]
         else:
-            labels = [V(h)[:, None] for V in stack.V]
-            self.parts = [
-                Chain(
-                    [*stack.convs, *head], n, H, W, model.colours, labels, cast("list[ColourNorm]", list(stack.norms))
-                )
-            ]
+            labels, norms = [V(h)[:, None] for V in stack.V], cast("list[ColourNorm]", list(stack.norms))
+            self.parts = [Chain([*stack.convs, *head], n, H, W, model.colours, labels, norms)]
 
     def logits(self, i: int, j: int, g: int) -> Tensor:
         for part in self.parts:
