@@ -18,6 +18,7 @@ getcontext().prec = 60
 @pytest.fixture(autouse=True)
 def float64():
     torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)  # examples are drawn by torch.randint
     yield
     torch.set_default_dtype(torch.float32)
 
