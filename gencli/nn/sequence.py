@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from gencli.console import UsageError
 from gencli.nn.causal import invert_cdf
+from gencli.nn.conditional import Conditional
 from gencli.rng import Rng
 
 if TYPE_CHECKING:
@@ -131,14 +132,12 @@ class Naive:
         self.x[:, t] = level
 
 
-class Sequences(nn.Module):
+class Sequences(Conditional, nn.Module):
     """Likelihood and drawing for a model of sequences, which adds ``network`` and ``cached``.
 
     The model's config has ``coordinates`` and ``conditional``.
     """
 
-    config: Any
-    spec: DataSpec
     inputs: Inputs
 
     def check(self, name: str) -> None:
@@ -150,8 +149,7 @@ class Sequences(nn.Module):
                 f"model.coordinates are those of pixels, and {self.spec.name} is {self.spec.kind}",
                 hint="model.coordinates=false",
             )
-        if self.config.conditional and not self.spec.classes:
-            raise UsageError(f"model.conditional needs classes, and {self.spec.name} has none")
+        self.check_classes()
 
     def network(self, inputs: Tensor, h: Tensor | None) -> Tensor:
         """Logits (n, D, levels) of inputs (n, D, width) and one-hot classes (n, classes)."""
@@ -160,15 +158,6 @@ class Sequences(nn.Module):
     def cached(self, n: int, h: Tensor | None) -> Network:
         """The network in a sampler of n sequences: everything is computed once."""
         raise NotImplementedError
-
-    def one_hot(self, labels: Tensor | None) -> Tensor | None:
-        """Labels (n,) as (n, classes); UsageError unless they are given exactly where the model is conditional."""
-        if (labels is not None) != self.config.conditional:
-            given = "needs labels" if labels is None else "takes no labels"
-            raise UsageError(f"this model has model.conditional={str(self.config.conditional).lower()}: it {given}")
-        if labels is None:
-            return None
-        return F.one_hot(labels.long(), len(self.spec.classes)).to(torch.get_default_dtype())
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits (n, D, levels) of raw examples (n, ...), in the order of :func:`flatten`."""

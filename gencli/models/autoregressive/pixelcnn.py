@@ -41,6 +41,7 @@ from gencli.nn.causal import (
     centre,
     draw_pixels,
 )
+from gencli.nn.conditional import Conditional
 from gencli.nn.dropout import Dropout, name_layers
 from gencli.rng import Rng
 
@@ -185,7 +186,7 @@ class SingleStack(nn.Module):
         return x
 
 
-class PixelCNN(Model):
+class PixelCNN(Conditional, Model):
     """Gated PixelCNN, or the plain one: exact likelihood, exact samples."""
 
     Config = PixelCNNConfig
@@ -196,8 +197,7 @@ class PixelCNN(Model):
         super().__init__(config, spec)
         if spec.kind != "image" or spec.levels is None:
             raise UsageError(f"pixelcnn models images of integer levels, and {spec.name} has none")
-        if config.conditional and not spec.classes:
-            raise UsageError(f"model.conditional needs classes, and {spec.name} has none")
+        self.check_classes()
         C, p, head = spec.shape[0], config.channels, config.head or config.channels
         self.levels = spec.levels
         self.colours = C if config.colours == "joint" else 1  # how many are drawn one after another
@@ -221,15 +221,6 @@ class PixelCNN(Model):
         """Logits of scaled images (n, C, H, W) and one-hot classes; convolutions are fastest in channels-last order."""
         z = self.last(self.head(self.stack(x.contiguous(memory_format=torch.channels_last), h)).relu())
         return z.unflatten(1, (x.shape[1], -1)).permute(0, 1, 3, 4, 2)
-
-    def one_hot(self, labels: Tensor | None) -> Tensor | None:
-        """h of eq. 4; UsageError unless labels are given exactly where the model is conditional."""
-        if (labels is not None) != self.config.conditional:
-            given = "needs labels" if labels is None else "takes no labels"
-            raise UsageError(f"this pixelcnn has model.conditional={str(self.config.conditional).lower()}: it {given}")
-        if labels is None:
-            return None
-        return F.one_hot(labels.long(), len(self.spec.classes)).to(torch.get_default_dtype())
 
     def nll(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """-log p(x_i | x_1 .. x_{i-1}) in nats, (n, H, W, C), in float32 or better."""

@@ -30,6 +30,7 @@ from gencli.console import UsageError
 from gencli.contract import Config, DataSpec, Model, Step, Stream
 from gencli.nn.causal import Naive, Network, concat_elu, draw_pixels
 from gencli.nn.causal_cache import LevelCache, TwoRows
+from gencli.nn.conditional import Conditional
 from gencli.nn.dropout import Dropout, name_layers
 from gencli.nn.mixtures import LogisticMixture, LogLikelihood
 from gencli.nn.weightnorm import NormedConv2d, NormedConvTranspose2d, initialise
@@ -140,7 +141,7 @@ class Level(nn.Module):
         return u, ul
 
 
-class PixelCNNPP(Model):
+class PixelCNNPP(Conditional, Model):
     """PixelCNN++: exact likelihood, exact samples."""
 
     Config = PixelCNNPPConfig
@@ -151,8 +152,7 @@ class PixelCNNPP(Model):
         super().__init__(config, spec)
         if spec.kind != "image" or spec.levels is None:
             raise UsageError(f"pixelcnnpp models images of integer levels, and {spec.name} has none")
-        if config.conditional and not spec.classes:
-            raise UsageError(f"model.conditional needs classes, and {spec.name} has none")
+        self.check_classes()
         C, H, W = spec.shape
         if H % 4 or W % 4:
             raise UsageError(f"pixelcnnpp halves images twice: {spec.name} is {H}x{W}, and 4 should divide both")
@@ -183,17 +183,6 @@ class PixelCNNPP(Model):
         x = F.pad(x, (0, 0, 0, 0, 0, 1), value=1).contiguous(memory_format=torch.channels_last)
         _, ul = self.levels(self.above(x), self.row_above(x) + self.left(x), h)
         return self.head(F.elu(ul))
-
-    def one_hot(self, labels: Tensor | None) -> Tensor | None:
-        """Classes as (n, classes); UsageError unless labels are given exactly where the model is conditional."""
-        if (labels is not None) != self.config.conditional:
-            given = "needs labels" if labels is None else "takes no labels"
-            raise UsageError(
-                f"this pixelcnnpp has model.conditional={str(self.config.conditional).lower()}: it {given}"
-            )
-        if labels is None:
-            return None
-        return F.one_hot(labels.long(), len(self.spec.classes)).to(torch.get_default_dtype())
 
     def _labels(self, b: Any) -> Tensor | None:
         return b.label if self.config.conditional else None
