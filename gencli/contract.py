@@ -38,8 +38,8 @@ class DataSpec(BaseModel):
     """What a model is told of its data, and all that it may know of it.
 
     Raw images are uint8 or int16 arrays ``(n, C, H, W)`` of levels ``0 .. levels - 1``; raw audio is uint8
-    ``(n, 1, T)`` of 256 mu-law levels, ``rate`` of them a second; raw text is int16 ``(n, T)``, each level a symbol
-    of ``vocabulary``; raw points are float ``(n, D)`` with ``levels = None``. ``size`` is the number of training
+    ``(n, 1, T)`` of 256 mu-law levels, ``rate`` of them a second; raw text is uint8 or int16 ``(n, T)``, each level a
+    symbol of ``vocabulary``; raw points are float ``(n, D)`` with ``levels = None``. ``size`` is the number of training
     rows, None for drawn data that never ends.
     """
 
@@ -59,6 +59,10 @@ class DataSpec(BaseModel):
     def dims(self) -> int:
         """The number of dimensions D of one example."""
         return int(torch.Size(self.shape).numel())
+
+    def fits(self, other: DataSpec) -> bool:
+        """Whether rows of ``other`` mean to a model of this what its own do."""
+        return all(getattr(self, key) == getattr(other, key) for key in ("shape", "levels", "vocabulary", "rate"))
 
     def scale(self, x: Tensor) -> Tensor:
         """Raw levels to [-1, 1] in torch's default dtype; real-valued data passes unchanged."""

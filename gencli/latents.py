@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gencli.console import UsageError, nearest
+from gencli.given import read_images
 from gencli.rng import SampleRng
 from gencli.sampling import scope
-from gencli.streams import read_images
 
 __all__ = ["PATHS", "between", "bilinear", "ends", "lerp", "slerp", "walk"]
 

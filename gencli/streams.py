@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -34,7 +34,7 @@ from gencli.contract import DataSpec
 from gencli.data import audio, text
 from gencli.data.images import SUFFIXES, decode
 
-__all__ = ["Reading", "Samples", "default_name", "picture", "read", "read_images", "read_prompts", "write"]
+__all__ = ["Reading", "Samples", "default_name", "like", "picture", "read", "requantised", "write"]
 
 Array = np.ndarray[Any, Any]
 ENDINGS = (".png", ".gif", ".wav", ".txt", ".npz", ".safetensors", ".tar")
@@ -88,7 +88,7 @@ def _manner(dest: str, spec: DataSpec) -> str:
         raise UsageError(f"cannot write samples to {dest}{near}", hint=f"endings: {' '.join(ENDINGS)}, a folder/, or -")
     if ending not in (".npz", ".safetensors", ".tar") and ending not in _endings(spec):
         hint = "endings for all kinds of data: .npz .safetensors .tar"
-        raise UsageError(f"{spec.kind} of shape {_like(spec.shape)} make no {ending}", hint=hint)
+        raise UsageError(f"{spec.kind} of shape {like(spec.shape)} make no {ending}", hint=hint)
     return ending
 
 
@@ -284,125 +284,7 @@ def read(src: str, limit: int | None = None) -> Reading:
     raise DataError(f"{src}: cannot read samples from such a file{near}", hint=f"endings: {' '.join(known)}")
 
 
-def read_images(sources: Sequence[str], spec: DataSpec) -> Array:
-    """All samples of ``sources`` (see :func:`read`) as a model of ``spec`` takes them: raw ``(n, *spec.shape)``.
-
-    Single image files are fitted: colour to grey or grey to colour, the middle square to the model's size.
-    """
-    found: list[Array] = []
-    for src in sources:
-        if spec.kind == "image" and Path(src).suffix.lower() in SUFFIXES and Path(src).is_file():
-            found.append(_requantised(_fitted(src, spec)[None], 256, spec.levels or 256))
-            continue
-        reading = read(src)
-        if reading.spec.shape != spec.shape or (reading.spec.levels is None) != (spec.levels is None):
-            raise DataError(f"{src}: samples are {_like(reading.spec.shape)}, but the model takes {_like(spec.shape)}")
-        for chunk in reading:
-            same = spec.levels is None or reading.spec.levels is None
-            found.append(chunk.x if same else _requantised(chunk.x, reading.spec.levels or 256, spec.levels or 256))
-    if not found:
-        raise UsageError("no samples were named")
-    return np.concatenate(found)
-
-
-def read_prompts(sources: Sequence[str], spec: DataSpec) -> list[Array]:
-    """What a model of ``spec`` can go on from: the upper rows of images ``(C, h, W)``, sounds ``(1, t)``, texts
-    ``(t,)``, h at most H and t at most T.
-
-    Image files are not fitted as :func:`read_images` does it: DataError unless one is as wide as the model's images.
-    ``.wav`` and ``.flac`` files, or a folder of them, are resampled to the model's rate; ``.txt`` and ``.txt.gz`` files
-    lose the line end that an editor leaves at their end. What is longer than T is cut; both are said on stderr. All
-    that :func:`read` reads will do too. DataError naming the file, and the symbol if the model does not know it.
-    """
-    if spec.kind not in ("audio", "text"):
-        heads = [_prompt_of_image(src, spec) if Path(src).suffix.lower() in SUFFIXES else src for src in sources]
-        return [x for h in heads for x in (read_images([h], spec) if isinstance(h, str) else [h])]
-    files = audio.SUFFIXES if spec.kind == "audio" else (".txt", ".txt.gz")
-    found: list[Array] = []
-    for src in sources:
-        path = Path(src)
-        if not path.is_file() and not path.is_dir() and src != "-":
-            raise DataError(f"{src}: there is no such file or folder")
-        below = sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(files))
-        if src != "-" and path.is_file() and path.name.lower().endswith(files):
-            below = [path]
-        if below and spec.kind == "audio":
-            found += [_prompt_of_sound(file, spec) for file in below]
-        elif below and not any(file.with_suffix(".json").exists() for file in below):  # ours come with sidecars
-            found += [_prompt_of_text(text.read(file), str(file), spec) for file in below]
-        else:
-            found += _prompts_of_samples(read(src), src, spec)
-    if not found:
-        raise UsageError("no samples were named")
-    return found
-
-
-def _prompt_of_image(src: str, spec: DataSpec) -> Array:
-    channels, height, width = spec.shape
-    if not Path(src).is_file():
-        raise DataError(f"{src}: there is no such file")
-    data = archives.content(Path(src), archives.MEMBER)
-    x = _coloured(decode(data, src, channels=3 if channels == 3 else None), spec)
-    if x.shape[2] != width or x.shape[1] > height:
-        wanted = f"{width} wide and at most {height} high"
-        raise DataError(f"{src} is {x.shape[2]} x {x.shape[1]} pixels, but what this model completes is {wanted}")
-    return _requantised(x, 256, spec.levels or 256)
-
-
-def _prompt_of_sound(path: Path, spec: DataSpec) -> Array:
-    head, rate = audio.header(path), spec.rate
-    if rate is not None and head.rate != rate:
-        console.say(f"{path}: resampled from {head.rate} to {rate} samples a second")
-    there = head.frames if rate is None else head.resampled(rate)
-    if there > spec.dims:
-        console.say(f"{path}: the first {spec.dims} of {there} samples are taken")
-    return audio.read(path, rate=rate, most=spec.dims)[0][None]
-
-
-def _prompt_of_text(given: str, where: str, spec: DataSpec) -> Array:
-    given = given.removesuffix("\n")
-    x = text.known(given, spec.vocabulary, where, spec.dims)
-    taken = len(text.decode(x[None], spec.vocabulary)[0])
-    if taken < len(given):
-        console.say(f"{where}: the first {taken} of {len(given)} characters are taken")
-    return x
-
-
-def _prompts_of_samples(reading: Reading, src: str, spec: DataSpec) -> list[Array]:
-    other = reading.spec
-    if other.kind != spec.kind or len(other.shape) != len(spec.shape):
-        raise DataError(f"{src}: samples are {other.kind}, but the model takes {spec.kind}")
-    if spec.kind == "audio":
-        if (other.levels, other.shape[0]) != (spec.levels, 1) or other.rate not in (None, spec.rate):
-            raise DataError(f"{src}: sounds of {other.rate} samples a second, but the model's have {spec.rate}")
-        return [x[:, : spec.dims] for chunk in reading for x in chunk.x]
-    if other.vocabulary == spec.vocabulary:
-        return [x[: spec.dims] for chunk in reading for x in chunk.x]
-    if len(other.vocabulary) != other.levels:
-        raise DataError(f"{src} does not say what its symbols are")
-    texts = (one for chunk in reading for one in text.decode(chunk.x, other.vocabulary))
-    return [text.known(one, spec.vocabulary, src, spec.dims) for one in texts]
-
-
-def _fitted(src: str, spec: DataSpec) -> Array:
-    channels, height, width = spec.shape
-    data = archives.content(Path(src), archives.MEMBER)
-    x = decode(data, src, channels=3 if channels == 3 else None)
-    if x.shape[1:] != (height, width):
-        if height != width:
-            raise DataError(f"{src} is {x.shape[2]} x {x.shape[1]} pixels, but the model takes {width} x {height}")
-        x = decode(data, src, channels=3 if channels == 3 else None, size=height)
-    return _coloured(x, spec)
-
-
-def _coloured(x: Array, spec: DataSpec) -> Array:
-    """An image for a model of ``spec``: grey where that is, by the luma of ITU-R BT.601, as Pillow has it."""
-    if spec.shape[0] == 1 and len(x) == 3:
-        x = np.rint(np.tensordot([0.299, 0.587, 0.114], x, 1))[None].astype(np.uint8)
-    return x
-
-
-def _requantised(x: Array, levels: int, wanted: int) -> Array:
+def requantised(x: Array, levels: int, wanted: int) -> Array:
     """Raw levels ``0 .. levels - 1`` spread over ``0 .. wanted - 1``."""
     if levels == wanted:
         return x
@@ -450,7 +332,7 @@ def _chunks(items: Iterator[_Item], spec: DataSpec, labelled: bool, limit: int |
     while done != limit and (item := next(items, None)) is not None:
         shapes = [(item.x.shape, item.said.get("levels")), (spec.shape, spec.levels)]
         if shapes[0] != shapes[1]:
-            found, wanted = (f"{_like(shape)} of {archives.shown(str(levels))} levels" for shape, levels in shapes)
+            found, wanted = (f"{like(shape)} of {archives.shown(str(levels))} levels" for shape, levels in shapes)
             raise DataError(f"{item.name}: {found}, but those before it have {wanted}")
         if (item.label is not None) != labelled:
             raise DataError(f"{item.name}: some samples have labels and some have none")
@@ -467,7 +349,8 @@ def _chunks(items: Iterator[_Item], spec: DataSpec, labelled: bool, limit: int |
         yield chunk()
 
 
-def _like(shape: tuple[int, ...]) -> str:
+def like(shape: tuple[int, ...]) -> str:
+    """``1x8x8``."""
     return "x".join(map(str, shape))
 
 
@@ -486,7 +369,7 @@ def _item(name: str, parts: Mapping[str, bytes]) -> _Item:
         levels = said["levels"]
         if not isinstance(levels, int) or not 2 <= levels <= 256:
             raise DataError(f"{name}: levels {archives.shown(repr(levels))} of an image are not between 2 and 256")
-        return _Item(name, _requantised(x, 256, levels), label, said)
+        return _Item(name, requantised(x, 256, levels), label, said)
     sound = next((parts[ending] for ending in audio.SUFFIXES if ending in parts), None)
     if sound is not None:
         x, rate = audio.read(sound, name)
@@ -620,5 +503,5 @@ def _layout(table: archives.Table, name: str) -> tuple[tuple[int, ...], int | No
     if kind in "biu" and len(shape) == 3 and (shape[0] in (1, 3) or shape[2] in (1, 3)):
         last = shape[0] not in (1, 3)
         return (shape[2], shape[0], shape[1]) if last else shape, levels, last
-    what = f"{table.dtype} {_like(table.shape)}"
+    what = f"{table.dtype} {like(table.shape)}"
     raise DataError(f"{name}: {what} is neither images (integers, n x C x H x W) nor points (floats, n x D)")

@@ -39,7 +39,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from gencli import archives, checkpoint, files, recipe, run, streams, strict_yaml
+from gencli import archives, checkpoint, files, given, recipe, run, streams, strict_yaml
 from gencli.console import GencliError
 from gencli.contract import DataSpec
 from gencli.data import SPLITS, audio, shards
@@ -744,7 +744,7 @@ def sound(of: str) -> Kind:
         codes, found = audio.read(data, "x", rate=rate)
         assert codes.dtype == np.uint8 and codes.ndim == 1 and len(codes) == audio.header(data, "x").resampled(found)
         assert found == (rate or audio.header(data, "x").rate)
-        (begun,) = streams.read_prompts([str(m.file("x.wav", data))], SOUND)
+        (begun,) = given.read_prompts([str(m.file("x.wav", data))], SOUND)
         assert begun.dtype == np.uint8 and begun.shape[0] == 1 and 0 < begun.shape[1] <= 60
         reading(m.folder / "x.wav")
 
@@ -782,7 +782,7 @@ def text_file(m: Material, g: Rng) -> None:
     source = load_path(path, name, "val", words=bool(g.integers(2)), size=4, on_bad=["fail", "skip"][g.integers(2)])
     x = source.rows(torch.arange(source.size or 1))["x"]
     assert x.dtype == torch.int16 and x.min() >= 0 and x.max() < len(source.spec.vocabulary) == source.spec.levels
-    (begun,) = streams.read_prompts([str(path)], source.spec)
+    (begun,) = given.read_prompts([str(path)], source.spec)
     assert begun.dtype == np.int16 and begun.ndim == 1
 
 

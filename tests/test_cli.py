@@ -502,6 +502,7 @@ def test_completions_keep_what_is_given(at_shop: Path, gencli: Call) -> None:
         (["--labels", "x"], "unknown class 'x'"),
     ]:
         refused(gencli("apply", RUNS["pixelcnn"], *more, "--as", "complete"), 2, said)
+    refused(gencli("apply", RUNS["pixelcnn"], "--as", "complete", "--data", "shapes"), 2, "shapes is not what")
     refused(gencli("apply", RUNS["vae"], "--as", "complete"), 2, "vae cannot complete")
     refused(gencli("apply", RUNS["vae"], "temperature=1"), 2, "reconstruct has no option 'temperature'")
 

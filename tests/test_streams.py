@@ -17,7 +17,7 @@ import soundfile
 from PIL import Image
 from safetensors import safe_open
 
-from gencli import archives, console, pictures, streams
+from gencli import archives, console, given, pictures, streams
 from gencli.console import DataError, UsageError
 from gencli.contract import DataSpec
 from gencli.data import audio
@@ -225,43 +225,41 @@ def test_prompts_of_sound(tmp_path, capsys):
     codes = np.arange(600, dtype=np.uint8) % 251
     short, long = wav_of(tmp_path / "d" / "a.wav", codes[:70]), wav_of(tmp_path / "d" / "b.wav", codes)
     fast = wav_of(tmp_path / "c.wav", np.full(160, 200, np.uint8), 8000)
-    x = streams.read_prompts([short, long], SOUND)
+    x = given.read_prompts([short, long], SOUND)
     assert [p.shape for p in x] == [(1, 70), (1, 300)] and all(p.dtype == np.uint8 for p in x)
     assert np.array_equal(x[0][0], codes[:70]) and np.array_equal(x[1][0], codes[:300])
     assert capsys.readouterr().err == f"{long}: the first 300 of 600 samples are taken\n"
-    (y,) = streams.read_prompts([fast], SOUND)
+    (y,) = given.read_prompts([fast], SOUND)
     assert y.shape == (1, 80) and abs(y[0, 30:50].astype(int) - 200).max() <= 1  # half as many, and the same tone
     assert capsys.readouterr().err == f"{fast}: resampled from 8000 to 4000 samples a second\n"
-    assert [p.shape for p in streams.read_prompts([str(tmp_path / "d")], SOUND)] == [(1, 70), (1, 300)]
+    assert [p.shape for p in given.read_prompts([str(tmp_path / "d")], SOUND)] == [(1, 70), (1, 300)]
     streams.write(f"{tmp_path}/s.tar", chunks_of(SOUND, 3), SOUND, META, 3)
-    assert np.array_equal(
-        np.stack(streams.read_prompts([f"{tmp_path}/s.tar"], SOUND)), together(chunks_of(SOUND, 3))[0]
-    )
+    assert np.array_equal(np.stack(given.read_prompts([f"{tmp_path}/s.tar"], SOUND)), together(chunks_of(SOUND, 3))[0])
     other = SOUND.model_copy(update={"rate": 8000})
     with pytest.raises(DataError, match="sounds of 4000 samples a second, but the model's have 8000"):
-        streams.read_prompts([f"{tmp_path}/s.tar"], other)
+        given.read_prompts([f"{tmp_path}/s.tar"], other)
 
 
 def test_prompts_of_text(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("ab\n")
     (tmp_path / "b.txt").write_text("a" * 100)
     (tmp_path / "c.txt").write_text("abcé")
-    one, two = streams.read_prompts([f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"], TEXT)
+    one, two = given.read_prompts([f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"], TEXT)
     assert one.tolist() == [3, 4] and one.dtype == np.int16 and two.tolist() == [3] * 40
     assert capsys.readouterr().err == f"{tmp_path}/b.txt: the first 40 of 100 characters are taken\n"
     with pytest.raises(DataError, match=r"c\.txt: 'c' is not among the 11 symbols that the model knows"):
-        streams.read_prompts([f"{tmp_path}/c.txt"], TEXT)
+        given.read_prompts([f"{tmp_path}/c.txt"], TEXT)
     (tmp_path / "w.txt").write_text(" 7 12 298")
-    assert streams.read_prompts([f"{tmp_path}/w.txt"], WORDS)[0].tolist() == [8, 13, 299]
+    assert given.read_prompts([f"{tmp_path}/w.txt"], WORDS)[0].tolist() == [8, 13, 299]
     # a stream spells its symbols in the model's vocabulary
     streams.write(f"{tmp_path}/s.tar", chunks_of(TEXT, 3), TEXT, META, 3)
     turned = TEXT.model_copy(update={"vocabulary": LETTERS[::-1]})
     x = together(chunks_of(TEXT, 3))[0]
-    assert np.array_equal(np.stack(streams.read_prompts([f"{tmp_path}/s.tar"], TEXT)), x)
-    assert np.array_equal(np.stack(streams.read_prompts([f"{tmp_path}/s.tar"], turned)), 10 - x)
+    assert np.array_equal(np.stack(given.read_prompts([f"{tmp_path}/s.tar"], TEXT)), x)
+    assert np.array_equal(np.stack(given.read_prompts([f"{tmp_path}/s.tar"], turned)), 10 - x)
     fewer = TEXT.model_copy(update={"vocabulary": (*LETTERS[:-1], "z")})
     with pytest.raises(DataError, match=r"s\.tar: '\\u2028' is not among the 11 symbols"):
-        streams.read_prompts([f"{tmp_path}/s.tar"], fewer)
+        given.read_prompts([f"{tmp_path}/s.tar"], fewer)
 
 
 def test_prompts_that_will_not_do(tmp_path):
@@ -279,14 +277,12 @@ def test_prompts_that_will_not_do(tmp_path):
         (SOUND, "empty.txt", "cannot read samples from such a file"),
     ):
         with pytest.raises(DataError, match=said) as e:
-            streams.read_prompts([f"{tmp_path}/{src}"], spec)
+            given.read_prompts([f"{tmp_path}/{src}"], spec)
         assert src in str(e.value)
     with pytest.raises(UsageError, match="no samples were named"):
-        streams.read_prompts([], SOUND)
+        given.read_prompts([], SOUND)
     image = spec_of(17)
-    assert np.array_equal(
-        np.stack(streams.read_prompts([f"{tmp_path}/s.tar"], image)), together(chunks_of(image, 3))[0]
-    )
+    assert np.array_equal(np.stack(given.read_prompts([f"{tmp_path}/s.tar"], image)), together(chunks_of(image, 3))[0])
 
 
 def tar_with(*members):
@@ -722,21 +718,21 @@ def test_read_images_fits_pictures_to_a_model(tmp_path, stdin):
     spec = spec_of(17)
     x, _ = together(chunks_of(spec, 5))
     stdin(tar_of(n=5))
-    assert np.array_equal(streams.read_images(["-"], spec), x)
+    assert np.array_equal(given.read_images(["-"], spec), x)
     colour = np.zeros((16, 24, 3), np.uint8)
     colour[:, 4:20] = [255, 0, 0]
     pictures.save_png(tmp_path / "red.png", colour)
     pictures.save_png(tmp_path / "grey.png", np.full((8, 8), 255, np.uint8))
-    got = streams.read_images([f"{tmp_path}/red.png", f"{tmp_path}/grey.png"], spec)
+    got = given.read_images([f"{tmp_path}/red.png", f"{tmp_path}/grey.png"], spec)
     assert got.shape == (2, 1, 8, 8) and got.dtype == np.uint8
     assert (got[0] == 5).all() and (got[1] == 16).all()  # round(round(0.299 * 255) * 16 / 255) = 5
-    got = streams.read_images([f"{tmp_path}/red.png", f"{tmp_path}/grey.png"], spec_of(256, (3, 8, 8)))
+    got = given.read_images([f"{tmp_path}/red.png", f"{tmp_path}/grey.png"], spec_of(256, (3, 8, 8)))
     assert got[0, :, 0, 0].tolist() == [255, 0, 0] and (got[1] == 255).all()
     np.save(tmp_path / "p.npy", np.ones((3, 2)))
-    assert np.array_equal(streams.read_images([f"{tmp_path}/p.npy"], POINTS), np.ones((3, 2)))
+    assert np.array_equal(given.read_images([f"{tmp_path}/p.npy"], POINTS), np.ones((3, 2)))
     with pytest.raises(DataError, match="samples are 2, but the model takes 1x8x8"):
-        streams.read_images([f"{tmp_path}/p.npy"], spec)
+        given.read_images([f"{tmp_path}/p.npy"], spec)
     with pytest.raises(DataError, match="is 24 x 16 pixels, but the model takes 4 x 2"):
-        streams.read_images([f"{tmp_path}/red.png"], spec_of(17, (1, 2, 4)))
+        given.read_images([f"{tmp_path}/red.png"], spec_of(17, (1, 2, 4)))
     with pytest.raises(UsageError, match="no samples"):
-        streams.read_images([], spec)
+        given.read_images([], spec)

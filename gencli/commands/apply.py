@@ -13,6 +13,8 @@ __all__ = ["apply"]
 
 TASKS = {"reconstruct": ("encode", "decode"), "complete": ("complete",)}  # and the methods that they take
 
+OTHERS = (".npz", ".npy", ".tar", ".wav", ".flac", ".txt")  # files of inputs that are no pictures
+
 
 def apply(
     run: Annotated[
@@ -82,9 +84,6 @@ def apply(
         console.table([{"task": task, "model": name, **row}], json=json or None)
 
 
-OTHERS = (".npz", ".npy", ".tar", ".wav", ".flac", ".txt")
-
-
 def _reconstruct(
     loaded: Any, inputs: list[str], data: str | None, root: Any, split: str, n: int, out: str | None, seed: int
 ) -> dict[str, Any]:
@@ -92,9 +91,9 @@ def _reconstruct(
     import torch
 
     from gencli import pictures
+    from gencli.given import read_images
     from gencli.rng import SampleRng
     from gencli.sampling import raw, scope
-    from gencli.streams import read_images
 
     model, spec = loaded.model, loaded.model.spec
     x = read_images(inputs, spec)[:n] if inputs and not data else _rows(loaded, inputs, data, root, split, n)["x"]
@@ -139,8 +138,8 @@ def _complete(
     from gencli import pictures
     from gencli.commands.sample import parse_labels
     from gencli.console import UsageError
+    from gencli.given import read_prompts
     from gencli.sampling import check_options, completions
-    from gencli.streams import read_prompts
 
     model, spec = loaded.model, loaded.model.spec
     check_options(model.complete, options)
@@ -197,7 +196,7 @@ def _rows(loaded: Any, inputs: list[str], data: str | None, root: Any, split: st
         raise UsageError("give inputs or --data, not both")
     part = loaded.meta["recipe"]["data"]
     source = sets.load(data or part["name"], split, str(root) if root else part.get("root"))
-    if (source.spec.shape, source.spec.levels) != (loaded.model.spec.shape, loaded.model.spec.levels):
+    if not loaded.model.spec.fits(source.spec):
         raise UsageError(f"{source.name} is not what the model knows: {list(loaded.model.spec.shape)}")
     rows = min(n, source.size) if source.size is not None else n
     return {name: value.numpy() for name, value in source.rows(torch.arange(rows)).items()}
