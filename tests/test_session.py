@@ -196,3 +196,22 @@ def test_early_stopping_is_remembered_by_a_resume(tmp_path: Path) -> None:
         session.resume(again)
         session.fit(preview=False)
     assert session.trainer.number == stopped
+
+
+def test_a_picture_that_failed_is_drawn_at_the_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe("vae", sample_every=8)
+    train(made, tmp_path / "whole")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("gencli.pictures.save_png", full)
+        train(made, tmp_path / "fallen")
+    assert [step for step, _ in checkpoint.steps(tmp_path / "fallen")][-1] == 8  # no weights were lost with it
+    assert not (tmp_path / "fallen/samples/step-000008.png").exists()
+    train(made, tmp_path / "fallen", resume=True)
+    whole, fallen = outcome(tmp_path / "whole"), outcome(tmp_path / "fallen")
+    assert whole["samples/step-000008.png"] == fallen["samples/step-000008.png"]
+    last = f"checkpoints/step-{STEPS:06d}/model.safetensors"
+    assert whole[last] == fallen[last] and whole["metrics"] == fallen["metrics"]

@@ -270,6 +270,7 @@ class Session:
         log_every = max(1, train.steps // 200)
         checkpoint_every = train.checkpoint_every or max(1, train.steps // 10)
         logs: dict[str, float] = {}
+        self._hang_missing(preview)
         while self.trainer.number < train.steps and not self._out_of_patience:
             logs = self.trainer.step()
             number = self.trainer.number
@@ -326,6 +327,15 @@ class Session:
             self.course.stale = 0
         else:
             self.course.stale += 1
+
+    def _hang_missing(self, preview: bool) -> None:
+        """After a resume: the picture of this step, if it failed (a full disk) where the weights could be saved."""
+        train, number = self.recipe.train, self.trainer.number
+        if number > 0 and (number == train.steps or self._out_of_patience or _due(number, train.sample_every)):
+            assert self.run is not None
+            file = self.run.path / "samples" / f"step-{number:06d}.png"
+            if not processes.first(file.exists):
+                self._show(number, preview)
 
     def _show(self, number: int, preview: bool) -> None:
         image = self.picture()
