@@ -530,7 +530,7 @@ def test_verdicts_are_paired_t_tests() -> None:
 
 def test_compare_trains_and_judges(here: Path, gencli: Call) -> None:
     common = " ".join(words("vae"))
-    texts = [f"vae {common}", f"vae {common} train.lr=1e-9"]
+    texts = [f"vae {common} train.evaluate_every=2", f"vae {common} train.lr=1e-9"]
     made = gencli("compare", *texts, "--seeds", 2, "--steps", 3)
     assert made.code == 0, made.err
     for row, text in zip(made.rows, texts):
@@ -544,6 +544,10 @@ def test_compare_trains_and_judges(here: Path, gencli: Call) -> None:
     runs = sorted(p for p in Path("runs").iterdir() if not p.name.startswith("."))
     assert [read_record(run)["seed"] for run in runs] == [0, 1, 0, 1]
     assert gencli("eval", "nll", 4).row["bits_per_dim"] == second["values"][1]
+    assert [step for step, _ in first["curve"]] == [2, 3] and [step for step, _ in second["curve"]] == [3]
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs[:2]]
+    evals = [[e["bits_per_dim"] for e in log if e["event"] == "eval"] for log in logs]  # a list a seed, an entry a step
+    assert [v for _, v in first["curve"]] == [pytest.approx((a + b) / 2) for a, b in zip(*evals)]
 
 
 def test_compare_refuses_what_has_no_answer(here: Path, gencli: Call) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
+from json import loads
 from typing import Annotated, Any
 
 import typer
@@ -30,7 +31,8 @@ def compare(
 
     Train recipes side by side, with the same seeds and the same number of steps, score each on the test split, and say
     whether the first is better than each of the others: reproduced, not reproduced, or inconclusive (by a paired
-    t-test over seeds, each at 95 %).
+    t-test over seeds, each at 95 %). The curves of the val split, where the recipes evaluate on their way, follow:
+    their mean over seeds at every `train.evaluate_every` steps.
     """
     from gencli import console, recipe
     from gencli.commands.evaluate import check_metric
@@ -56,18 +58,19 @@ def compare(
     (metric,) = metrics
     rows: list[dict[str, Any]] = []
     for text, chosen in zip(recipes, parsed):
-        values, took = [], 0.0
+        values, took, curves = [], 0.0, list[dict[int, float]]()
         for seed in range(seeds):
             console.say(f"{text}, seed {seed}")
             began = time.monotonic()
-            name, value, protocol = _one(chosen.model_copy(update={"seed": seed}), metric)
+            name, value, protocol, curve = _one(chosen.model_copy(update={"seed": seed}), metric)
             values.append(value)
+            curves.append(curve)
             took += time.monotonic() - began
         mean, error = _mean(values)
         rows.append(
             {"recipe": text, "metric": name, "mean": mean, "stderr": error, "values": values}
             | protocol
-            | {"steps": budget, "seconds_each": round(took / seeds, 1)}
+            | {"steps": budget, "seconds_each": round(took / seeds, 1), "curve": _curve(curves)}
         )
     higher = rows[0]["metric"] == "modes covered"
     rows[0]["verdict"] = "(the first is compared with the others)"
@@ -76,7 +79,33 @@ def compare(
         row["verdict"] = verdict([sign * (a - b) for a, b in zip(rows[0]["values"], row["values"])])
         if row.get("kind") != rows[0].get("kind"):
             row["verdict"] += f" ({rows[0]['kind']} against {row['kind']}: a bound may be loose)"
-    console.table(rows, json=json or None)
+    _show(rows, json)
+
+
+def _show(rows: list[dict[str, Any]], json: bool) -> None:
+    """The rows; on a terminal their curves as a table of their own, a line a step."""
+    import sys
+
+    from gencli import console
+
+    if json or not sys.stdout.isatty():
+        console.table(rows, json=json or None)
+        return
+    curves = [dict(row.pop("curve")) for row in rows]
+    console.table(rows)
+    steps = sorted({step for curve in curves for step in curve})
+    if len(steps) > 1:
+        lines = [{"step": n} | {r["recipe"]: c.get(n) for r, c in zip(rows, curves)} for n in steps]
+        console.table(lines, title=f"{rows[0]['metric']} on val, mean over seeds")
+
+
+def _curve(curves: list[dict[int, float]]) -> list[tuple[int, float]]:
+    """(step, mean over the runs that got there) of each step."""
+    found: dict[int, list[float]] = {}
+    for curve in curves:
+        for step, value in curve.items():
+            found.setdefault(step, []).append(value)
+    return [(step, sum(values) / len(values)) for step, values in sorted(found.items())]
 
 
 def _parse(text: str, options: dict[str, Any]) -> Any:
@@ -105,8 +134,8 @@ def _metric(recipe: Any, wanted: str | None) -> str:
     return chosen
 
 
-def _one(recipe: Any, metric: str) -> tuple[str, float, dict[str, Any]]:
-    """Train one run and score it: the metric's full name, its value and its protocol."""
+def _one(recipe: Any, metric: str) -> tuple[str, float, dict[str, Any], dict[int, float]]:
+    """Train one run and score it: the metric's full name, its value, its protocol, and the val split's by step."""
     from gencli import checkpoint
     from gencli.commands.evaluate import score
     from gencli.commands.train import train_recipe
@@ -115,9 +144,12 @@ def _one(recipe: Any, metric: str) -> tuple[str, float, dict[str, Any]]:
     loaded = checkpoint.load(run)
     row = score(metric, loaded, data=None, root=None, split="test", n=None, seed=0)
     if metric == "modes":
-        return "modes covered", float(row["covered"]), {"data": row["data"], "examples": row["samples"]}
+        return "modes covered", float(row["covered"]), {"data": row["data"], "examples": row["samples"]}, {}
     unit = "bits_per_dim" if "bits_per_dim" in row else "nats"
-    return unit, row[unit], {"data": row["data"], "kind": row["kind"], "examples": row["examples"]}
+    protocol = {"data": row["data"], "kind": row["kind"], "examples": row["examples"]}
+    events = map(loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
+    curve = {e["step"]: e[unit] for e in events if e["event"] == "eval" and e.get(unit) is not None}
+    return unit, row[unit], protocol, curve
 
 
 def _mean(values: list[float]) -> tuple[float, float]:
