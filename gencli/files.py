@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical", "naming", "sync_folder", "write_bytes", "write_json", "write_text"]
+__all__ = ["cache_folder", "canonical", "naming", "sync_folder", "write_bytes", "write_json", "write_text"]
+
+
+def cache_folder() -> Path:
+    """Where downloads and what can be computed again are kept: ``gencli`` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gencli"
 
 
 def canonical(value: Any) -> str:

@@ -98,7 +98,11 @@ class PhasePart(_Part):
 
 
 class TrainPart(_Part):
-    """How to train. ``lr`` is the peak rate; ``warmup`` and the ``*_every`` count optimiser steps."""
+    """How to train. ``lr`` is the peak rate; ``warmup`` and the ``*_every`` count optimiser steps.
+
+    ``evaluate``: metrics of the val split, the first of which names the best checkpoint; nll without it, where the
+    model has a likelihood. Metrics of samples draw ``evaluate_samples`` of them.
+    """
 
     steps: Count = 1000
     batch_size: Count = 64
@@ -117,7 +121,9 @@ class TrainPart(_Part):
     compile: bool = False
     channels_last: bool = False
     deterministic: bool = False
+    evaluate: tuple[str, ...] = ()
     evaluate_every: Count | None = None
+    evaluate_samples: Count = 500
     sample_every: Count | None = None
     checkpoint_every: Count | None = None
     patience: Count | None = None
@@ -383,7 +389,7 @@ def dump(recipe: Recipe) -> str:
     return strict_yaml.dump(recipe.model_dump())
 
 
-_NO_MATTER = ("evaluate_every", "sample_every", "checkpoint_every", "patience", "keep", "samples")
+_NO_MATTER = ("evaluate", "evaluate_every", "evaluate_samples", "sample_every", "checkpoint_every", "patience", "keep", "samples")
 
 
 def digest(recipe: Recipe) -> str:

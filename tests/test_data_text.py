@@ -252,3 +252,15 @@ def test_a_model_of_other_symbols_is_refused(tmp_path):
     assert likelihood.nll(Uniform(a.spec), a)["bits_per_dim"] == pytest.approx(math.log2(3))
     with pytest.raises(UsageError, match=r"the symbols of .*b\.txt are not those of .*a\.txt"):
         likelihood.nll(Uniform(a.spec), b)
+
+
+def test_a_text_in_the_vocabulary_of_another(tmp_path):
+    (tmp_path / "other.txt").write_text("abba cab\n" * 200)
+    source = load(str(tmp_path / "other.txt"), "test")
+    spec = source.spec.model_copy(update={"vocabulary": (UNKNOWN, " ", "b", "a"), "levels": 4, "shape": (10,)})
+    found = text.respelt(source, spec)
+    assert found.spec.fits(spec) and found.split == "test" and found.spec.name == source.name
+    whole = spelt(source)
+    assert spelt(found) == whole[: len(whole) // 10 * 10].replace("c", UNKNOWN).replace("\n", UNKNOWN)
+    with pytest.raises(DataError, match="too few for an example of 5000"):
+        text.respelt(source, spec.model_copy(update={"shape": (5000,)}))

@@ -20,8 +20,8 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-def build(shape, levels, *, kind="image", seed=0, **config):
-    spec = DataSpec(name="test", kind=kind, shape=shape, levels=levels)
+def build(shape, levels, *, kind="image", seed=0, classes=(), **config):
+    spec = DataSpec(name="test", kind=kind, shape=shape, levels=levels, classes=classes)
     with seeded(seed):
         return VAE(VAE.Config(**config), spec)
 
@@ -52,7 +52,7 @@ def ppca(noise=0.3):
 def test_the_bounds_are_exact_at_the_exact_posterior():
     vae, p = ppca()
     x = p.sample((32,))
-    mu, log_var = vae.posterior(x)
+    mu, log_var, _ = vae.posterior(x)
     # averaged over z the ELBO is exact; with one z it is log p(x) plus noise of mean 0
     z = mu + (0.5 * log_var).exp() * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])[:, None]
     elbo = torch.stack([vae.log_likelihood(x, zi) for zi in z]).mean(0) - kl_to_standard_normal(mu, log_var).sum(1)
@@ -68,7 +68,7 @@ def test_elbo_below_iwae_below_exact_and_iwae_rises_with_k():
     n = 4000
     x = p.sample((1,)).expand(n, -1)
     exact = p.log_prob(x[0])
-    mu, log_var = vae.posterior(x[:1])
+    mu, log_var, _ = vae.posterior(x[:1])
     elbo = vae.log_prob(x, SampleRng(0, range(n)))
     bounds = [elbo] + [vae.iwae(x, SampleRng(0, range(n)), k) for k in (1, 4, 16, 64)]
     means, errors = [b.mean().item() for b in bounds], [b.std().item() / math.sqrt(n) for b in bounds]
@@ -85,7 +85,7 @@ def test_elbo_below_iwae_below_exact_and_iwae_rises_with_k():
 def test_iwae_is_the_log_mean_of_weights_and_does_not_depend_on_its_chunk():
     vae = build((1, 2, 2), 3, latents=2, hidden=(8,))
     x = torch.tensor([[0, 1, 2, 1], [2, 2, 0, 1]]).view(2, 1, 2, 2)
-    mu, log_var = vae.posterior(x)
+    mu, log_var, _ = vae.posterior(x)
     q = Normal(mu, (0.5 * log_var).exp())
     z = mu[:, None] + q.stddev[:, None] * SampleRng(3, range(2)).normal("epsilon", (2, 7, 2))
     log_w = torch.stack(
@@ -152,7 +152,7 @@ def test_kl_weight_warm_up_and_free_bits_change_the_loss_and_not_the_bound():
     plain = build((1, 2, 2), 5, latents=3, hidden=(8,))
     b = Batch(x=x, n=4)
     ref = plain.loss(b, step())
-    kl_j = kl_to_standard_normal(*plain.posterior(x)).mean(0)
+    kl_j = plain.posterior(x).kl_j.mean(0)
     floor = kl_j.sort().values[1].item()  # one dimension below, one above, one at the floor
     cases = [
         ({"kl_weight": 0.5}, 1.0, 0.5 * kl_j.sum()),
@@ -239,3 +239,89 @@ def test_a_decoder_for_other_data_is_refused():
         build((1, 2, 2), 17, decoder="bernoulli")
     with pytest.raises(UsageError, match="gaussian"):
         build((2,), None, kind="points")
+
+
+@torch.no_grad()
+def test_a_full_covariance_has_the_kl_and_the_weights_of_torch_s_normal():
+    vae = build((4,), None, kind="points", latents=3, hidden=(8,), decoder="gaussian", posterior="full", seed=2)
+    x = torch.randn(5, 4)
+    q = vae.posterior(x)
+    of = MultivariateNormal(q.mu, scale_tril=q.L)
+    prior = MultivariateNormal(torch.zeros(3), torch.eye(3))
+    assert (q.L.tril(-1).abs() > 1e-3).any() and (q.L.triu(1) == 0).all()
+    torch.testing.assert_close(q.kl, kl_divergence(of, prior), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(q.log_var.exp(), of.variance, rtol=1e-12, atol=1e-12)
+    e = SampleRng(3, range(5)).normal("epsilon", (5, 7, 3))
+    z = torch.stack([q.at(e[:, i]) for i in range(7)])  # (7, 5, 3)
+    torch.testing.assert_close(q.at(e), z.transpose(0, 1), rtol=1e-12, atol=1e-12)
+    log_w = torch.stack([vae.log_likelihood(x, z[i]) for i in range(7)]) + prior.log_prob(z) - of.log_prob(z)
+    got = vae.iwae(x, SampleRng(3, range(5)), 7, chunk=2)
+    torch.testing.assert_close(got, log_w.exp().mean(0).log(), rtol=1e-10, atol=1e-10)
+    with pytest.raises(UsageError, match="free_bits"):
+        build((4,), None, kind="points", decoder="gaussian", posterior="full", free_bits=0.1)
+
+
+@torch.no_grad()
+def test_a_full_covariance_closes_the_gap_that_a_diagonal_leaves():
+    """A linear model whose exact posterior has correlated latents: there the bound is the likelihood."""
+    W, noise, J = torch.tensor([[1.0, 0.8], [0.2, 1.0], [0.5, 0.5]]), 0.3, 2
+    M = W.T @ W + noise**2 * torch.eye(J)
+    S = noise**2 * torch.linalg.inv(M)
+    vae = build((3,), None, kind="points", latents=J, hidden=(), decoder="gaussian", posterior="full")
+    encoder, decoder = vae.encoder[0], vae.decoder[0]
+    L = torch.linalg.cholesky(S)
+    encoder.weight.zero_()
+    encoder.weight[:J] = torch.linalg.solve(M, W.T)
+    encoder.bias.copy_(torch.cat([torch.zeros(J), 2 * L.diagonal().log(), L[1:2, 0]]))
+    decoder.weight[0::2], decoder.weight[1::2] = W, 0
+    decoder.bias[0::2], decoder.bias[1::2] = 0, math.log(noise)
+    p = MultivariateNormal(torch.zeros(3), W @ W.T + noise**2 * torch.eye(3))
+    x = p.sample((8,))
+    for k in (1, 4):
+        torch.testing.assert_close(vae.iwae(x, SampleRng(0, range(8)), k), p.log_prob(x), rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", ["conv", "residual"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 10, 7)])
+def test_convolutions_give_every_pixel_its_own_parameters(network, shape):
+    """theta's rows are pixels in the order of x: shifting one channel's bias moves the means of that channel alone."""
+    vae = build(shape, 9, latents=3, network=network, channels=4, decoder="discretised-logistic")
+    C, H, W = shape
+    z = torch.randn(2, 5, 3)
+    theta = vae.theta(z)
+    assert theta.shape == (2, 5, C * H * W, 2)
+    torch.testing.assert_close(vae.theta(z[0]), theta[0], rtol=1e-10, atol=1e-10)
+    last = vae.decoder.rest[-1]
+    last.bias[2 * (C - 1)] += 1  # the mean of the last channel
+    moved = (vae.theta(z) - theta).reshape(2, 5, C, H * W, 2)
+    torch.testing.assert_close(moved[:, :, -1, :, 0], torch.ones(2, 5, H * W))
+    assert moved[:, :, -1, :, 1].abs().max() < 1e-12 and (C == 1 or moved[:, :, :-1].abs().max() < 1e-12)
+    x = torch.randint(9, (4, *shape))
+    assert vae.log_prob(x, SampleRng(0, range(4))).shape == (4,)
+    with pytest.raises(UsageError, match="use mlp"):
+        build((2,), None, kind="points", network=network, decoder="gaussian")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_a_class_is_told_to_both_networks(network):
+    vae = build((1, 4, 4), 5, classes=("a", "b"), latents=2, hidden=(6,), network=network, conditional=True)
+    x, y = torch.randint(5, (4, 1, 4, 4)), torch.tensor([0, 1, 0, 1])
+    q, other = vae.posterior(x, y), vae.posterior(x, 1 - y)
+    assert (q.mu != other.mu).any(1).all() and (vae.theta(q.mu, y) != vae.theta(q.mu, 1 - y)).flatten(1).any(1).all()
+    row = vae.theta(q.mu, y)
+    z = q.mu[:, None].expand(-1, 3, -1)
+    torch.testing.assert_close(vae.theta(z, y), row[:, None].expand(-1, 3, -1, -1), rtol=1e-10, atol=1e-10)
+    assert vae.sample(SampleRng(0, range(3)), labels=torch.tensor([0, 1, 1])).shape == (3, 1, 4, 4)
+    with pytest.raises(UsageError, match="needs labels"):
+        vae.log_prob(x, SampleRng(0, range(4)))
+
+
+def test_collapsed_dimensions_are_counted():
+    vae = build((1, 2, 2), 5, latents=3, hidden=())
+    with torch.no_grad():
+        vae.encoder[0].weight.zero_()
+        vae.encoder[0].bias.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 1.0]))  # the first is the prior's own
+    out = vae.loss(Batch(x=torch.randint(5, (4, 1, 2, 2)), n=4), step())
+    assert out["collapsed"].item() == 1

@@ -11,6 +11,7 @@ from gencli.training.session import Session, settings
 
 # A model that is missing here is tested at the size of its default recipe: right, but slow.
 SMALLER: dict[str, list[str]] = {
+    "classifier": ["model.channels=4"],
     "pixelcnn": ["model.channels=8", "model.layers=1", "model.first_kernel=3"],
     "pixelcnnpp": ["model.filters=6", "model.layers=1", "model.mixtures=2"],
     "rnn": ["model.hidden=8", "model.layers=2"],

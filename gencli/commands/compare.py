@@ -22,7 +22,9 @@ def compare(
     ],
     seeds: Annotated[int, typer.Option(help="Runs of each recipe.", min=2)] = 3,
     steps: Annotated[int | None, typer.Option(help="Steps of every run; those of the first recipe without it.")] = None,
-    metric: Annotated[str | None, typer.Option(help="nll or modes; what the model has without it.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="As of gencli evaluate; nll, modes or fid without it, by what the model has.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="The data set of every run.")] = None,
     data_root: DataRoot = None,
     json: Json = False,
@@ -35,8 +37,8 @@ def compare(
     their mean over seeds at every `train.evaluate_every` steps.
     """
     from gencli import console, recipe
-    from gencli.commands.evaluate import check_metric
     from gencli.console import UsageError
+    from gencli.training.scores import check_metric, higher_is_better
 
     if len(recipes) < 2:
         raise UsageError("compare needs two recipes or more", hint="gencli compare pixelcnn vae")
@@ -72,7 +74,7 @@ def compare(
             | protocol
             | {"steps": budget, "seconds_each": round(took / seeds, 1), "curve": _curve(curves)}
         )
-    higher = rows[0]["metric"] == "modes covered"
+    higher = higher_is_better(metric)
     rows[0]["verdict"] = "(the first is compared with the others)"
     for row in rows[1:]:
         sign = 1 if higher else -1
@@ -121,35 +123,33 @@ def _parse(text: str, options: dict[str, Any]) -> Any:
 
 def _metric(recipe: Any, wanted: str | None) -> str:
     """The metric that is wanted, or that the model has; UsageError, before hours of training, if it can't be had."""
-    from gencli.console import UsageError
     from gencli.data import points
     from gencli.models import model_class
+    from gencli.training.scores import check_capable
 
-    likelihood = model_class(recipe.model.name).likelihood
-    if wanted == "nll" and likelihood is None:
-        raise UsageError(f"{recipe.model.name} has no likelihood", hint="gencli models lists what each can do")
-    chosen = wanted or ("nll" if likelihood else "modes")
+    cls = model_class(recipe.model.name)
+    chosen = wanted or ("nll" if cls.likelihood else "modes" if recipe.data.name.startswith("points/") else "fid")
     if chosen == "modes":
         points.modes(recipe.data.name)
+    check_capable(chosen, recipe.model.name)
     return chosen
 
 
 def _one(recipe: Any, metric: str) -> tuple[str, float, dict[str, Any], dict[int, float]]:
     """Train one run and score it: the metric's full name, its value, its protocol, and the val split's by step."""
     from gencli import checkpoint
-    from gencli.commands.evaluate import score
     from gencli.commands.train import train_recipe
+    from gencli.training.scores import Asked, headline, score
 
     run = train_recipe(recipe, preview=False)
-    loaded = checkpoint.load(run)
-    row = score(metric, loaded, data=None, root=None, split="test", n=None, seed=0)
-    if metric == "modes":
-        return "modes covered", float(row["covered"]), {"data": row["data"], "examples": row["samples"]}, {}
-    unit = "bits_per_dim" if "bits_per_dim" in row else "nats"
-    protocol = {"data": row["data"], "kind": row["kind"], "examples": row["examples"]}
+    row = score(metric, checkpoint.load(run), Asked(baselines=False))
+    name, value = headline(row)
+    protocol: dict[str, Any] = {
+        key: row[key] for key in ("data", "kind", "extractor", "examples", "samples") if key in row
+    }
     events = map(loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
-    curve = {e["step"]: e[unit] for e in events if e["event"] == "eval" and e.get(unit) is not None}
-    return unit, row[unit], protocol, curve
+    curve = {e["step"]: e[name] for e in events if e["event"] == "eval" and e.get(name) is not None}
+    return name, value, protocol, curve
 
 
 def _mean(values: list[float]) -> tuple[float, float]:

@@ -82,6 +82,46 @@ def pack(
     console.table([row], json=json or None)
 
 
+@app.command("stats", short_help="Save the statistics that fid compares with.")
+def stats(
+    name: Annotated[str, typer.Argument(metavar="SOURCE", help="A data set's name, or a path.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="A .safetensors file.")] = Path(
+        "stats.safetensors"
+    ),
+    split: Annotated[str, typer.Option(help="test, val, train, or all of them.")] = "test",
+    extractor: Annotated[
+        str | None,
+        typer.Option(help="inception, domain, pixels, or a run with features; what suits the data without it."),
+    ] = None,
+    extractor_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The Inception network's weights: .safetensors or .pth.")
+    ] = None,
+    data_root: DataRoot = None,
+    json: Json = False,
+) -> None:
+    """gencli data stats digits -o stats.safetensors
+
+    Save mean and covariance of a split's features, for machines without the data: `gencli eval fid --data
+    stats.safetensors`. The file names its data and extractor, and another extractor refuses it.
+    """
+    from gencli import console
+    from gencli.console import UsageError
+    from gencli.metrics.reference import Reference, Saved
+    from gencli.training.scores import Asked, reference
+
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out}: statistics are a .safetensors file")
+    root = str(data_root) if data_root else None
+    asked = Asked(root=root, split=split, extractor=extractor, extractor_weights=extractor_weights)
+    seen_by, against = reference(name, asked)
+    if not isinstance(against, Reference):
+        raise UsageError(f"{name} holds statistics already")
+    Saved.write(out, against)
+    console.table(
+        [{"data": against.name, "rows": against.size, **seen_by.about, "statistics": str(out)}], json=json or None
+    )
+
+
 @app.command("show", short_help="Draw a contact sheet.")
 def show(
     name: Annotated[str, typer.Argument(help="A data set's name, or a path.")] = "digits",

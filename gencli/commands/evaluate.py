@@ -2,84 +2,120 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gencli.commands.options import DataName, DataRoot, Device, Devices, Json, Seed, Weights, fan_out
 
-__all__ = ["METRICS", "evaluate", "score"]
+__all__ = ["evaluate"]
 
-METRICS = ("nll", "modes")
+METRICS = "nll, modes, accuracy, probe, knn, fid, kid, inception-score, precision-recall, memorisation, or all of them"
 
 
 def evaluate(
-    metric: Annotated[str, typer.Argument(help="nll (likelihood) or modes (of points/25-gaussians).")],
-    run: Annotated[
+    metric: Annotated[str, typer.Argument(help=f"{METRICS}.")],
+    subject: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="A run folder, its number, a checkpoint; the latest run without it."),
+        typer.Argument(
+            metavar="SUBJECT",
+            help="A run folder, its number, a checkpoint; or samples: a folder, .npz, .tar, or - for a stream. "
+            "The latest run without it.",
+        ),
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Sampling options, as of gencli sample.")
     ] = None,
     data: DataName = None,
     data_root: DataRoot = None,
-    split: Annotated[str, typer.Option(help="test, val or train.")] = "test",
+    split: Annotated[str, typer.Option(help="Of the reference: test, val, train, or all of them.")] = "test",
     n: Annotated[int | None, typer.Option("-n", help="At most so many examples, or so many samples.", min=1)] = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option(help="inception, domain, pixels, or a run with features; what suits the data without it."),
+    ] = None,
+    extractor_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The Inception network's weights: .safetensors or .pth.")
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="fid: of each class too, and their mean.")] = False,
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="fid: also for endless samples (Chong and Forsyth 2019).")
+    ] = False,
+    baselines: Annotated[bool, typer.Option(help="fid: real rows and a Gaussian beside it.")] = True,
+    labels: Annotated[
+        int | None, typer.Option(metavar="N", help="probe, knn: learn from N labels; all of train without it.", min=1)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="memorisation: a picture of the pairs.")
+    ] = None,
     seed: Seed = 0,
     weights: Weights = "ema",
     device: Device = "auto",
     devices: Devices = 1,
     json: Json = False,
 ) -> None:
-    """gencli eval nll
+    """gencli eval fid -n 500
 
-    Measure a run on the test split of its data. The result is a table on a terminal and one JSON object a line
-    otherwise, and names unit, kind, data, counts, weights and seed.
+    Measure a run, or samples from anywhere, on the test split of the data: gencli sample -n 500 -o - | gencli eval fid
+    - --data digits. The result is a table on a terminal and one JSON object a line otherwise, and names unit, kind,
+    data, counts, extractor, weights and seed.
     """
     from gencli import console, processes
-    from gencli.commands.options import load_run
+    from gencli.commands.sample import parse_options
     from gencli.training.launch import joined
+    from gencli.training.scores import METRICS, Asked, check_metric, scores
 
+    if subject is not None and "=" in subject and not Path(subject).exists():
+        options, subject = [subject, *(options or [])], None
+    if devices > 1 and subject == "-":
+        raise console.UsageError("a stream is read by one process: --devices is for runs and files")
     fan_out(devices)
-    check_metric(metric)
+    check_metric(metric, (*METRICS, "all"))
+    asked = Asked(
+        data=data,
+        root=str(data_root) if data_root else None,
+        split=split,
+        n=n,
+        seed=seed,
+        options=parse_options(options or []),
+        extractor=extractor,
+        extractor_weights=extractor_weights,
+        per_class=per_class,
+        extrapolate=extrapolate,
+        baselines=baselines,
+        labels=labels,
+        out=out,
+    )
     with joined(device):
-        loaded = load_run(run, weights, device)
-        root = str(data_root) if data_root else None
-        row = score(metric, loaded, data=data, root=root, split=split, n=n, seed=seed)
+        rows = scores(None if metric == "all" else [metric], _open(subject, weights, device, n), asked)
         if processes.rank() == 0:
-            console.table([row], json=json or None)
+            for row in rows:  # a table each: their columns differ
+                console.table([row], json=json or None)
 
 
-def check_metric(metric: str) -> None:
-    """UsageError if there is no such metric."""
-    from gencli.console import UsageError, nearest
+def _open(subject: str | None, weights: str, device: str, n: int | None) -> Any:
+    """A ``checkpoint.Loaded`` model, or a ``streams.Reading`` of samples."""
+    from gencli import streams
+    from gencli.commands.options import load_run
 
-    if metric not in METRICS:
-        raise UsageError(f"unknown metric {metric!r}{nearest(metric, METRICS)}: there is {', '.join(METRICS)}")
+    if subject is not None and _holds_samples(subject):
+        return streams.read(subject, n)
+    return load_run(subject, weights, device)
 
 
-def score(
-    metric: str, loaded: Any, *, data: str | None, root: str | None, split: str, n: int | None, seed: int
-) -> dict[str, Any]:
-    """One metric of one loaded checkpoint: a row that says how it was measured."""
-    from gencli import data as sets
-    from gencli.metrics import likelihood, modes
+def _holds_samples(subject: str) -> bool:
+    """Whether ``subject`` is samples, and no run or checkpoint."""
+    from gencli.console import DataError
+    from gencli.header import read_header
 
-    part = loaded.meta["recipe"]["data"]
-    name = data or part["name"]
-    root = root or part.get("root")
-    if metric == "modes":
-        row = modes.modes(loaded.model, name, n=n or modes.SAMPLES, seed=seed)
-    else:
-        source = sets.load(name, split, root)
-        row = likelihood.nll(loaded.model, source, seed=seed, limit=n)
-        if source.spec.kind == "text":
-            row |= likelihood.per_character(row, source)
-        if source.spec.levels is not None:
-            what, bits = likelihood.baseline(sets.load(name, "train", root), source)
-            row |= {what: bits, "ratio": row["bits_per_dim"] / bits}
-    return row | {
-        "model": loaded.meta["model"],
-        "step": loaded.meta["step"],
-        "weights": loaded.weights,
-        "seed": seed,
-        "checkpoint": str(loaded.path.parent),
-    }
+    path, ending = Path(subject), Path(subject).suffix.lower()
+    if path.is_dir():
+        ours = ("run.json", "checkpoints", "model.safetensors", "manifest.json")
+        return not any((path / name).exists() for name in ours) and any(path.iterdir())
+    if ending == ".safetensors" and path.is_file():
+        try:
+            return "model" not in read_header(path)[0]
+        except DataError:
+            return True
+    return subject == "-" or ending in (".tar", ".npz", ".npy", ".png", ".jpg", ".jpeg", ".wav", ".flac")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from gencli.console import DataError, UsageError
 from gencli.contract import DataSpec
 from gencli.rng import generator
 
-__all__ = ["Array", "Epoch", "Requantised", "Source", "TensorSource", "carve", "checked", "content_digest"]
+__all__ = ["Array", "Epoch", "Requantised", "Source", "TensorSource", "Whole", "carve", "checked", "content_digest"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Epoch = int | Tensor  # one number for all rows, or an int64 tensor with one a row
@@ -138,3 +138,35 @@ class Requantised:
         else:
             rows["x"] = rows["x"] >> self._shift
         return rows
+
+
+class Whole:
+    """All splits of a data set as one, in order: a reference that nothing is held back from."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        first = sources[0]
+        self.name, self.split, self.spec = first.name, "all", first.spec
+        self.slow = any(getattr(source, "slow", False) for source in sources)
+        sizes = [source.size for source in sources]
+        self.size = None if None in sizes else sum(size for size in sizes if size is not None)
+
+    @property
+    def digest(self) -> str:
+        """Over the splits' digests."""
+        return hashlib.sha256(" ".join(source.digest for source in self.sources).encode()).hexdigest()[:16]
+
+    def rows(self, index: Tensor, epoch: Epoch = 0) -> dict[str, Tensor]:
+        """See :meth:`Source.rows`."""
+        checked(index, self.size)
+        if self.size is None:
+            return self.sources[0].rows(index, epoch)
+        found: dict[str, Tensor] = {}
+        start = 0
+        for source in self.sources:
+            mine = (index >= start) & (index < start + (source.size or 0))
+            if mine.any():
+                for name, value in source.rows(index[mine] - start, epoch).items():
+                    found.setdefault(name, value.new_zeros((len(index), *value.shape[1:])))[mine] = value
+            start += source.size or 0
+        return found

@@ -27,7 +27,7 @@ from gencli.contract import DataSpec
 from gencli.data.source import Array, TensorSource, carve
 from gencli.data.table import SetEntry
 
-__all__ = ["load_standard", "root_folder"]
+__all__ = ["Download", "fetch", "load_standard", "root_folder"]
 
 MOST = 512 * 2**20  # no file of these sets is larger, packed or unpacked
 Rows = tuple[Array, Array]  # uint8 (n, C, H, W), int64 (n,)
@@ -44,8 +44,7 @@ class Download:
 
 def root_folder(root: Path | str | None) -> Path:
     """Where standard sets lie: ``root``, else ``$GENCLI_DATA``, else the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root or os.environ.get("GENCLI_DATA") or f"{cache}/gencli").expanduser()
+    return Path(root or os.environ.get("GENCLI_DATA") or files.cache_folder()).expanduser()
 
 
 def load_standard(entry: SetEntry, name: str, split: str, root: Path | str | None) -> TensorSource:
@@ -143,19 +142,25 @@ def _find(folder: Path, names: tuple[str, ...], fetched: str, download: Download
         raise DataError(f"{missing}, and cannot be put there: the folder is read-only", hint=hint)
     say(f"downloading {download.url} to {folder}")
     try:
-        with urllib.request.urlopen(download.url, timeout=20) as response:
-            data = response.read(MOST + 1)
+        data = fetch(download, hint=hint)
     except (OSError, HTTPException) as e:
         raise DataError(f"{missing}, and cannot be downloaded ({e})", hint=hint) from e
-    algorithm, _, expected = download.checksum.partition(":")
-    if len(data) > MOST or hashlib.new(algorithm, data).hexdigest() != expected:
-        raise DataError(f"{download.url}: what came is not the known file ({algorithm} differs)", hint=hint)
     try:
         for name, content in _unpacked(folder.name, fetched, download, data):
             files.write_bytes(folder / name, content)
     except OSError as e:
         raise DataError(f"{missing}, and cannot be put there ({e})", hint=hint) from e
     return folder / fetched
+
+
+def fetch(download: Download, most: int = MOST, hint: str = "") -> bytes:
+    """The file on the web, of at most ``most`` bytes. DataError if another file than the known one came."""
+    with urllib.request.urlopen(download.url, timeout=20) as response:
+        data: bytes = response.read(most + 1)
+    algorithm, _, expected = download.checksum.partition(":")
+    if len(data) > most or hashlib.new(algorithm, data).hexdigest() != expected:
+        raise DataError(f"{download.url}: what came is not the known file ({algorithm} differs)", hint=hint)
+    return data
 
 
 def _unpacked(folder: str, fetched: str, download: Download, data: bytes) -> Iterator[tuple[str, bytes]]:

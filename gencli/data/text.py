@@ -26,10 +26,10 @@ import torch
 from gencli import archives
 from gencli.console import DataError, say
 from gencli.contract import DataSpec
-from gencli.data.source import Array, TensorSource
+from gencli.data.source import Array, Source, TensorSource
 from gencli.data.table import SPLITS
 
-__all__ = ["UNKNOWN", "characters", "decode", "docs", "encode", "known", "load_file", "read", "symbols"]
+__all__ = ["UNKNOWN", "characters", "decode", "docs", "encode", "known", "load_file", "read", "respelt", "symbols"]
 
 UNKNOWN = "\ufffd"
 CHARACTERS, WORDS = 256, 5000  # the largest vocabularies, unknown included
@@ -113,6 +113,22 @@ def _source(
         size=len(rows["train"]) // length,
     )
     return TensorSource(name, split, spec, torch.from_numpy(x.copy()))
+
+
+def respelt(source: Source, spec: DataSpec) -> TensorSource:
+    """The text of ``source`` in the vocabulary and the windows of ``spec``: what a model learned elsewhere can read.
+
+    A symbol that either does not know is UNKNOWN. DataError where the text is too short for one window.
+    """
+    assert source.size is not None
+    x = source.rows(torch.arange(source.size))["x"].numpy()
+    found = encode("".join(decode(x, source.spec.vocabulary)), spec.vocabulary)
+    length, n = spec.dims, len(found) // spec.dims
+    if n < 1:
+        raise DataError(f"{source.name}: its {len(found)} symbols are too few for an example of {length}")
+    new = spec.model_copy(update={"name": source.name, "size": None})
+    rows = torch.from_numpy(found[: n * length].reshape(n, length).copy())
+    return TensorSource(source.name, source.split, new, rows)
 
 
 # ---------------------------------------------------------------------------------------------- docs

@@ -77,7 +77,7 @@ def nll(model: Model, source: Any, *, seed: int = 0, limit: int | None = None) -
         "nats_stderr": error,
         "nats_per_dim": mean / model.spec.dims,
     }
-    if model.spec.levels is not None:
+    if model.spec.levels is not None and model.likelihood != "density":
         bits = 1 / (model.spec.dims * math.log(2))
         row |= {"bits_per_dim": mean * bits, "bits_per_dim_stderr": error * bits}
     return row | {"examples": len(nats)}

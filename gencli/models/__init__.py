@@ -41,6 +41,16 @@ TABLE: dict[str, Entry] = {
     e.name: e
     for e in [
         Entry(
+            "classifier",
+            "gencli.models.supervised.classifier:Classifier",
+            "supervised",
+            "Deep Residual Learning for Image Recognition",
+            "Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun",
+            2015,
+            "1512.03385",
+            ("features", "classes"),
+        ),
+        Entry(
             "pixelcnn",
             "gencli.models.autoregressive.pixelcnn:PixelCNN",
             "autoregressive",

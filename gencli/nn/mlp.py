@@ -9,7 +9,7 @@ from torch import nn
 
 from gencli.nn.dropout import Dropout
 
-__all__ = ["Activation", "mlp"]
+__all__ = ["Activation", "activation", "mlp"]
 
 Activation = Literal["relu", "leaky-relu", "tanh", "silu", "elu"]
 
@@ -20,6 +20,11 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "elu": nn.ELU,
 }
+
+
+def activation(name: Activation) -> nn.Module:
+    """The nonlinearity ``name``."""
+    return _ACTIVATIONS[name]()
 
 
 def mlp(

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ from gencli.models import model_class
 from gencli.recipe import Recipe, check_model, dump
 from gencli.rng import seeded
 from gencli.run import Run
+from gencli.training import scores
 from gencli.training.batches import Batches, match
 from gencli.training.trainer import Trainer
 
@@ -126,6 +127,10 @@ class Session:
         )
         self.trainer = Trainer(self.model, train, batches, seed=recipe.seed, device=device)
         self.course = _Course()
+        for metric in train.evaluate:
+            scores.check_metric(metric)
+            scores.check_capable(metric, recipe.model.name)
+        self._asked = scores.Asked(split="val", root=part.root, seed=recipe.seed, baselines=False, source=self.val_data)
         self.run: Run | None = None
         self._signal = 0
 
@@ -223,15 +228,30 @@ class Session:
 
     # ------------------------------------------------------------------ looking at the model
 
-    def evaluate(self) -> dict[str, Any] | None:
-        """The val split's score with the averaged weights, by the verb's own code; None if the model has none.
+    def evaluate(self) -> list[tuple[str, float, dict[str, Any]]]:
+        """(name, value, row) of each metric of the val split, of the averaged weights, by the verb's own code.
 
-        The processes share the work, and each has the result.
+        Metrics of samples have their counts in their names: fd-domain@500/179. The processes share the work, and each
+        has the result.
         """
-        if self.model.likelihood is None:
-            return None
+        train, step = self.recipe.train, self.trainer.number
+        found = []
         with self.trainer.evaluating() as model:
-            return likelihood.nll(model, self.val_data, seed=self.recipe.seed, limit=likelihood.ENDLESS)
+            meta = {"model": self.recipe.model.name, "recipe": self.recipe.model_dump(mode="json"), "step": step}
+            loaded = checkpoint.Loaded(model, meta | {"chunk": model.chunk}, Path(), step, "ema")
+            for metric in self.metrics:
+                n = train.evaluate_samples if metric in scores.OF_SAMPLES else likelihood.ENDLESS
+                row = scores.score(metric, loaded, replace(self._asked, n=n))
+                name, value = scores.headline(row)
+                if "samples" in row:
+                    name += f"@{row['samples']}" + (f"/{row['reference']}" if "reference" in row else "")
+                found.append((name, value, row))
+        return found
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What the val split is measured by."""
+        return self.recipe.train.evaluate or (("nll",) if self.model.likelihood is not None else ())
 
     def picture(self) -> Any:
         """Samples from the same noise each time, as a picture (H, W, 3); None if the model draws none.
@@ -252,6 +272,9 @@ class Session:
         """Train to the end of the recipe. Raises Interrupted or Diverged after saving what can be saved."""
         assert self.run is not None
         run, train = self.run, self.recipe.train
+        if set(self.metrics) & set(scores.OF_SAMPLES):  # before hours of training: an extractor may not be had
+            against = scores.reference(self.recipe.data.name, self._asked, self.device)
+            self._asked = replace(self._asked, against=against)
         try:
             with self._signals(), console.Progress(train.steps, run.path.name, start=self.trainer.number) as progress:
                 self._loop(progress, preview)
@@ -315,15 +338,16 @@ class Session:
     def _judge(self, number: int) -> None:
         """Evaluate, and remember the best."""
         assert self.run is not None
-        row = self.evaluate()
-        if row is None:
+        found = self.evaluate()
+        if not found:
             return
-        metric = "bits_per_dim" if "bits_per_dim" in row else "nats"
-        self.run.metric("eval", number, data=row["data"], **{metric: row[metric]})
-        self.run.log(f"step {number}: {metric} {row[metric]:.4f} on {row['data']}")
-        best = self.course.best["value"] if self.course.best else math.inf
-        if row[metric] < best:  # never so for NaN
-            self.course.best = {"step": number, "metric": metric, "value": row[metric]}
+        self.run.metric("eval", number, data=found[0][2]["data"], **{name: value for name, value, _ in found})
+        self.run.log(f"step {number}: " + ", ".join(f"{name} {value:.4f}" for name, value, _ in found))
+        name, value, _ = found[0]
+        sign = -1 if scores.higher_is_better(self.metrics[0]) else 1
+        best = sign * self.course.best["value"] if self.course.best else math.inf
+        if sign * value < best:  # never so for NaN
+            self.course.best = {"step": number, "metric": name, "value": value}
             self.course.stale = 0
         else:
             self.course.stale += 1
