@@ -1,4 +1,4 @@
-"""Arrays to pictures: grids, strips, films, waveforms, pages, scatters, density maps.
+"""Arrays to pictures: grids, strips, films, waveforms, pages, scatters, density maps, warped grids.
 
 numpy and Pillow; matplotlib only for plots and for its font of one width.
 
@@ -19,7 +19,22 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gencli import files
 
-__all__ = ["density", "gif", "grid", "page", "png", "save_png", "scatter", "strip", "to_bytes", "waves"]
+__all__ = [
+    "classes",
+    "density",
+    "frame",
+    "gif",
+    "grid",
+    "page",
+    "png",
+    "save_png",
+    "scatter",
+    "strip",
+    "to_bytes",
+    "warp",
+    "waves",
+    "webp",
+]
 
 Array = np.ndarray[Any, Any]
 GAP = 96  # grey between images: seen beside black, beside white and beside most of what lies between
@@ -173,6 +188,16 @@ def gif(path: Path | str, frames: Sequence[Array], ms: int = 100, loop: bool = T
     files.write_bytes(path, file.getvalue())
 
 
+def webp(path: Path | str, frames: Sequence[Array], ms: int = 100) -> None:
+    """Write an endless film as :func:`gif` does, as an animated WebP: lossless in all colours."""
+    pages = [Image.fromarray(frame).convert("RGB") for frame in frames]
+    if not pages:
+        raise ValueError("a film needs a frame")
+    file = io.BytesIO()
+    pages[0].save(file, "webp", save_all=True, append_images=pages[1:], duration=ms, loop=0, lossless=True)
+    files.write_bytes(path, file.getvalue())
+
+
 # ---------------------------------------------------------------------------------------------- plots
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
@@ -185,7 +210,7 @@ def scatter(points: Array, data: Array | None = None, limits: Limits | None = No
     Of more than two dimensions the first two are shown. Samples outside the frame are counted above it. ``limits`` is
     ``((x0, x1), (y0, y1))``; by default the frame holds the data (99 % of the samples where no data are given).
     """
-    limits = limits or _limits(points, data)
+    limits = limits or frame(points, data)
     if points.shape[1] == 1:
         return _histograms(points, data, limits)
     panels = [("samples", points, SAMPLES)] + ([] if data is None else [("data points", data, DATA)])
@@ -195,6 +220,28 @@ def scatter(points: Array, data: Array | None = None, limits: Limits | None = No
         opacity = min(0.8, max(0.15, 600 / max(1, len(rows)) ** 0.9))
         axis.scatter(rows[:, 0], rows[:, 1], s=size, c=colour, alpha=opacity, linewidths=0)
         _name(axis, f"{len(rows)} {name}", _outside(rows, limits))
+    return _render(figure)
+
+
+def classes(points: Array, label: Array | None, names: Sequence[str], axes: tuple[str, str]) -> Array:
+    """``points (n, 2)``, each in the colour of its ``label``, an index of ``names``; a legend names up to 20."""
+    from matplotlib import colormaps
+
+    figure, (axis,) = _panels(1, frame(points, points))
+    size = min(9.0, max(2.0, 12000 / max(1, len(points))))
+    if label is None:
+        axis.scatter(points[:, 0], points[:, 1], s=size, c=DATA, alpha=0.7, linewidths=0)
+    else:
+        palette = colormaps["tab10" if len(names) <= 10 else "tab20" if len(names) <= 20 else "hsv"]
+        colours = palette(label if len(names) <= 20 else label / len(names))
+        axis.scatter(points[:, 0], points[:, 1], s=size, c=colours, alpha=0.8, linewidths=0)
+        if len(names) <= 20:
+            for k, name in enumerate(names):
+                axis.scatter([], [], s=24, color=palette(k), label=name)
+            figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    axis.set_xlabel(axes[0], color=INK)
+    axis.set_ylabel(axes[1], color=INK)
+    _name(axis, f"{len(points)} examples", 0)
     return _render(figure)
 
 
@@ -208,7 +255,7 @@ def density(shown: Shown, data: Array | None = None, limits: Limits | None = Non
     if limits is None:
         if not known:
             raise ValueError("a log-density needs data or limits to know where to look")
-        limits = _limits(known[-1], data)
+        limits = frame(known[-1], data)
     if known and known[0].shape[1] == 1:
         return _histograms(shown, data, limits)
     cell = _cell_size(limits, max(map(len, known), default=1))
@@ -229,6 +276,34 @@ def density(shown: Shown, data: Array | None = None, limits: Limits | None = Non
         axis.imshow(np.nan_to_num(values), origin="lower", extent=extent, vmin=0, vmax=brightest, cmap="magma")
         axis.grid(visible=False)
         _name(axis, name, outside)
+    return _render(figure)
+
+
+def warp(z: Array, x: Array, data: Array | None = None) -> Array:
+    """A map from latents to points of as many dimensions, one or two, over ``data (n, D)``.
+
+    In two dimensions ``z`` and ``x`` ``(2, lines, m, 2)`` are a grid, lines along either axis, and what became of it:
+    two panels. In one dimension they are ``(m, 1)``, a curve: z over x.
+    """
+    if z.shape[-1] == 1:
+        figure, (axis,) = _panels(1, None)
+        axis.plot(x[:, 0], z[:, 0], color=SAMPLES, linewidth=1.6)
+        axis.set_xlim(*frame(x, data)[0])
+        axis.set_ylabel("$z$", color=INK)
+        if data is not None:  # a stroke each, on the axis
+            axis.plot(data[:, 0], 0 * data[:, 0], "|", color=DATA, alpha=0.3, transform=axis.get_xaxis_transform())
+        return _render(figure)
+    figure, axes = _panels(2, frame(x.reshape(-1, 2), data))
+    for axis, name, lines in zip(axes, ("latents", "points"), (z, x)):
+        for family, colour in zip(lines, (SAMPLES, INK)):
+            axis.plot(*family.transpose(2, 1, 0), color=colour, linewidth=0.7)
+        axis.grid(visible=False)
+        _name(axis, name, 0)
+    spans = frame(z.reshape(-1, 2), z.reshape(-1, 2))
+    axes[0].set(xlim=spans[0], ylim=spans[1], xlabel="$z_1$", ylabel="$z_2$")
+    axes[1].set_ylabel("$x_2$", color=INK)
+    if data is not None:
+        axes[1].scatter(data[:, 0], data[:, 1], s=3, c=DATA, alpha=0.35, linewidths=0, zorder=0)
     return _render(figure)
 
 
@@ -261,7 +336,7 @@ def _histograms(shown: Shown, data: Array | None, limits: Limits) -> Array:
     return _render(figure)
 
 
-def _limits(points: Array, data: Array | None) -> Limits:
+def frame(points: Array, data: Array | None = None) -> Limits:
     """A frame, with a margin, for all the data, or else for the middle 99 % of the points."""
     rows, cut = (points, 0.5) if data is None else (data, 0.0)
     rows = rows[np.isfinite(rows).all(axis=1), :2]

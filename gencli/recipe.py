@@ -389,7 +389,16 @@ def dump(recipe: Recipe) -> str:
     return strict_yaml.dump(recipe.model_dump())
 
 
-_NO_MATTER = ("evaluate", "evaluate_every", "evaluate_samples", "sample_every", "checkpoint_every", "patience", "keep", "samples")
+_NO_MATTER = (
+    "evaluate",
+    "evaluate_every",
+    "evaluate_samples",
+    "sample_every",
+    "checkpoint_every",
+    "patience",
+    "keep",
+    "samples",
+)
 
 
 def digest(recipe: Recipe) -> str:

@@ -175,7 +175,7 @@ def test_baselines_are_real_rows_and_a_gaussian(gencli: Call) -> None:
     told = gencli("eval", "fid", "s.tar").row
     again = gencli("eval", "fid", "s.tar", "--seed", 1).row
     assert told["value"] == again["value"] and told["real"] != again["real"]
-    assert 0.5 < told["real"] / again["real"] < 2 and 5 < told["gaussian"] / told["real"] < 100
+    assert 0.5 < told["real"] / again["real"] < 2 < told["gaussian"] / told["real"] < 100
 
 
 # ---------------------------------------------------------------------------------------------- the other metrics
@@ -197,7 +197,7 @@ def test_real_rows_are_precise_and_complete(gencli: Call, tmp_path: Path) -> Non
     source = data.load("digits", "train")
     np.savez(tmp_path / "real.npz", x=(source.rows(torch.arange(300))["x"].numpy() * 15.9375).round().astype(np.uint8))
     found = gencli("eval", "precision-recall", tmp_path / "real.npz", "--data", "digits").row
-    assert found["precision"] > 0.9 and found["recall"] > 0.5
+    assert found["precision"] > 0.8 and found["recall"] > 0.5
     told = gencli("eval", "fid", tmp_path / "real.npz", "--data", "digits").row
     assert told["value"] < 0.2 * told["gaussian"]
 
@@ -235,6 +235,27 @@ def test_points_have_their_own_values_for_features(gencli: Call) -> None:
     assert invoke("train", "wgan-gp", *words("wgan-gp"), "--steps", 2, "--data", "points/moons", "--out", "w") == 0
     told = gencli("eval", "fid", "w", "-n", 500).row
     assert told["metric"] == "fd-pixels" and told["reference"] == 10_000 and told["real"] < told["value"]
+
+
+def test_points_of_a_known_density_show_the_gap(gencli: Call) -> None:
+    made = (
+        "train",
+        "realnvp",
+        *words("realnvp"),
+        "--data",
+        "points/moons",
+        "model.logit=null",
+        "--steps",
+        2,
+        "--out",
+        "r",
+    )
+    assert invoke(*made) == 0
+    told = gencli("eval", "nll", "r", "-n", 12_000).row
+    assert told["kind"] == "density" and "bits_per_dim" not in told and told["examples"] == 12_000
+    assert told["entropy"] == pytest.approx(1.008, abs=0.03) and told["gap"] == pytest.approx(
+        told["nats"] - told["entropy"]
+    )
 
 
 # ---------------------------------------------------------------------------------------------- in training

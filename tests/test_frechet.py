@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gencli.console import DataError
+from gencli.metrics import frechet as module
 from gencli.metrics.frechet import BLOCK, Moments, distance, gaussian, infinity
 from gencli.rng import Keys
 
@@ -78,6 +79,23 @@ def test_few_rows_against_many_digits(n, m, d):
     assert got == pytest.approx(want, rel=1e-9)
 
 
+@pytest.mark.parametrize("power, fast", [(0, True), (2, True), (6, False)])
+def test_spectra_that_fall(power, fast, monkeypatch):
+    """As those of networks do: eigenvalues k^-power, more of them than a strip; the fast route while it is exact."""
+    rng = np.random.default_rng(10)
+    d = 300
+    scale, Q = np.arange(1, d + 1) ** (-power / 2), np.linalg.qr(rng.standard_normal((d, d)))[0]
+    x, y = ((rng.standard_normal((n, d)) * scale) @ Q + shift for n, shift in ((900, 0.0), (1000, 0.01)))
+    X, Y = (v - v.mean(0) for v in (x, y))
+    R, S = (np.linalg.qr(v, mode="r") for v in (X, Y))  # never the square of the rows
+    cross = np.linalg.svd(R @ S.T, compute_uv=False).sum() / math.sqrt(899 * 999)
+    want = ((x.mean(0) - y.mean(0)) ** 2).sum() + (X**2).sum() / 899 + (Y**2).sum() / 999 - 2 * cross
+    slow = []
+    monkeypatch.setattr(module, "_any_factor", lambda S, known=module._any_factor: slow.append(S) or known(S))
+    assert distance(fitted(x), fitted(y)) == pytest.approx(want, rel=1e-9)
+    assert (not slow) == fast
+
+
 def test_the_usual_routes_are_off_where_rows_are_few():
     """Eigenvalues of the product of covariances, as other tools take them."""
     rng = np.random.default_rng(2)
@@ -87,7 +105,7 @@ def test_the_usual_routes_are_off_where_rows_are_few():
         ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b) - 2 * np.sqrt(np.linalg.eigvals(a @ b) + 0j).real.sum()
     )
     exact = distance(fitted(x), fitted(y))
-    assert 1e-8 < abs(usual - exact) / exact < 1e-3  # with 2,048 dimensions 5e-4: python -m tests.benchmarks frechet
+    assert 1e-8 < abs(usual - exact) / exact < 1e-3  # 2,048 dimensions: python -m tests.benchmarks frechet
 
 
 @pytest.mark.parametrize("n, d", [(500, 64), (40, 64), (64, 64), (65, 64), (2000, 8)])
@@ -155,6 +173,17 @@ def test_the_distance_of_endless_samples():
     at_hand = distance(fitted(x), reference)
     value, error = infinity(x, reference, Keys(0).open("test"))
     assert abs(value) < 0.5 * at_hand and 0 < error < 0.5 * at_hand
+
+
+def test_counts_near_the_dimensions_are_no_line():
+    """The distance to a standard normal is 3; counts from a tenth of 480 rows on would say 2.5."""
+    d, rng = 48, np.random.default_rng(11)
+    reference = Moments.of({"n": torch.tensor(10**9), "mean": torch.zeros(d), "scatter": torch.eye(d) * (10**9 - 1)})
+    found = [
+        infinity(torch.from_numpy(rng.standard_normal((480, d)) + 0.25), reference, Keys(k).open("test"))[0]
+        for k in range(6)
+    ]
+    assert np.mean(found) == pytest.approx(3, abs=0.25)
 
 
 def test_the_gaussian_has_the_moments_of_the_rows():

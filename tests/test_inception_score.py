@@ -55,3 +55,5 @@ def test_rows_are_shuffled():
 def test_too_few_rows():
     with pytest.raises(DataError, match=r"9 samples are too few .* 10 splits"):
         inception_score(torch.zeros(9, 3), Keys(0).open("test"))
+    with pytest.raises(DataError, match="the logits: row 4 is not finite"):
+        inception_score(torch.zeros(20, 3).index_fill(0, torch.tensor([4]), math.inf), Keys(0).open("test"))

@@ -1,5 +1,6 @@
 """KID against every pair, torch-fidelity's number, and the spread of repeated draws."""
 
+import itertools
 import math
 
 import numpy as np
@@ -59,8 +60,26 @@ def test_torch_fidelity_has_the_same_number():
 def test_chunks_do_not_matter(monkeypatch):
     x, y = (torch.from_numpy(v[:150]) for v in features())
     before = kid(x, y)
-    monkeypatch.setattr(module, "CHUNK", 13)
+    monkeypatch.setattr(module, "TABLE", 13 * 150)
     assert kid(x, y) == pytest.approx(before, rel=1e-12)
+
+
+@pytest.mark.parametrize("n, m", [(4, 5), (5, 4), (4, 4)])
+def test_the_variance_has_no_bias(n, m):
+    """All samples of two distributions of two points each, with their probabilities."""
+    X, p = torch.tensor([[0.3, 1.0], [2.0, -1.0]]).double(), np.array([0.3, 0.7])
+    Y, q = torch.tensor([[1.5, 0.2], [-0.4, 1.0]]).double(), np.array([0.6, 0.4])
+    first = second = variance = 0.0
+    for i in itertools.product(range(2), repeat=n):
+        for j in itertools.product(range(2), repeat=m):
+            value, V_x, V_y, rest = (t.item() for t in module._parts(X[list(i)], Y[list(j)]))
+            weight = p[list(i)].prod() * q[list(j)].prod()
+            first, second = first + weight * value, second + weight * value**2
+            variance += weight * (4 * V_x / n + 4 * V_y / m + rest)
+    among = lambda Z, r: sum(r[a] * r[b] * kernel(Z[a], Z[b]) for a in range(2) for b in range(2))  # noqa: E731
+    between = sum(p[a] * q[b] * kernel(X[a], Y[b]) for a in range(2) for b in range(2))
+    assert first == pytest.approx((among(X, p) + among(Y, q) - 2 * between).item(), rel=1e-12)
+    assert variance == pytest.approx(second - first**2, rel=1e-11)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])
@@ -83,3 +102,5 @@ def test_what_has_no_distance():
         kid(torch.zeros(3, 3), torch.zeros(5, 3))
     with pytest.raises(DataError, match="of 3 and of 4 dimensions"):
         kid(torch.zeros(5, 3), torch.zeros(5, 4))
+    with pytest.raises(DataError, match="the reference: row 2 is not finite"):
+        kid(torch.zeros(5, 3), torch.zeros(5, 3).index_fill(0, torch.tensor([2]), math.nan))

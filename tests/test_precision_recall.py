@@ -44,6 +44,20 @@ def test_a_set_and_itself_and_far_away():
     assert precision_recall(x, x + 1e4) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("chunk", [512, 100, 17])
+@pytest.mark.parametrize("copies", [1, 4])
+def test_copies_are_on_the_rims(chunk, copies, monkeypatch):
+    """Copies of the real rows, shuffled: each ball holds its centre and k others, the last of them on the rim.
+
+    With four copies of each row all radii are 0.
+    """
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    rng = np.random.default_rng(3)
+    real = torch.from_numpy(np.abs(rng.standard_normal((400 // copies, 64))) + 5).float().repeat_interleave(copies, 0)
+    found = precision_recall(real, real[torch.from_numpy(rng.permutation(400))])
+    assert found == (1, 1, pytest.approx(4 / 3, rel=1e-12), 1)
+
+
 def test_the_two_are_not_swapped():
     """Samples of one of two modes are precise and incomplete."""
     rng = np.random.default_rng(1)
@@ -57,3 +71,5 @@ def test_what_cannot_be_compared():
         precision_recall(torch.zeros(9, 2), torch.zeros(3, 2))
     with pytest.raises(DataError, match="of 3 and of 2 dimensions"):
         precision_recall(torch.zeros(9, 2), torch.zeros(9, 3))
+    with pytest.raises(DataError, match="the samples: row 5 is not finite"):
+        precision_recall(torch.zeros(9, 2), torch.zeros(9, 2).index_fill(0, torch.tensor([5]), torch.nan))

@@ -11,9 +11,16 @@ from gencli.training.session import Session, settings
 
 # A model that is missing here is tested at the size of its default recipe: right, but slow.
 SMALLER: dict[str, list[str]] = {
+    "cdf-flow": ["model.components=3"],
+    "ffjord": ["model.hidden=[8]", "model.steps=2"],
+    "glow": ["model.scales=2", "model.depth=2", "model.width=8"],
+    "iaf": ["model.hidden=[8]", "model.transforms=2"],
+    "maf": ["model.hidden=[8]", "model.transforms=2"],
+    "nice": ["model.hidden=[16]", "model.couplings=2"],
     "classifier": ["model.channels=4"],
     "pixelcnn": ["model.channels=8", "model.layers=1", "model.first_kernel=3"],
     "pixelcnnpp": ["model.filters=6", "model.layers=1", "model.mixtures=2"],
+    "realnvp": ["model.channels=4", "model.blocks=1"],
     "rnn": ["model.hidden=8", "model.layers=2"],
     "vae": ["model.latents=2", "model.hidden=[16]"],
     "wavenet": ["model.channels=8", "model.stacks=1", "model.layers=3"],

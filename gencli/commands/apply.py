@@ -40,7 +40,9 @@ def apply(
         float, typer.Option(help="The share of a whole input that a completion is given.", min=0, max=1)
     ] = 0.5,
     each: Annotated[int, typer.Option(help="Completions of each input.", min=1)] = 4,
-    labels: Annotated[str | None, typer.Option(help="Classes to complete as, such as 3 or cat: taken in turn.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Of class-conditional models: the inputs' classes, such as 3 or cat, in turn.")
+    ] = None,
     seed: Seed = 0,
     weights: Weights = "ema",
     device: Device = "auto",
@@ -50,7 +52,8 @@ def apply(
 
     Let a run work on given inputs (without any, on the test split of its data).
 
-    reconstruct: encode and decode, inputs above outputs, and the error on stdout.
+    reconstruct: encode and decode, inputs above outputs, and the error: squared, with pixels in [-1, 1], and the PSNR
+    of its mean.
 
     complete: go on where an input ends: the upper rows of a picture, the beginning of a sound or a text. Of an input
     that is whole, the first half is given (--given). A row of pictures is what is given, completions, and the input.
@@ -76,47 +79,81 @@ def apply(
         raise UsageError(f"{name} cannot {task}: {why}", hint="gencli models lists what each model can do")
     if task == "complete":
         row = _complete(loaded, words[1:], options, data, data_root, split, n or 8, out, given, each, labels, seed)
-    elif options or labels:
-        raise UsageError(f"{task} has no option {next(iter(options), '--labels')!r}: complete has")
+    elif options:
+        raise UsageError(f"{task} has no option {next(iter(options))!r}: complete has")
     else:
-        row = _reconstruct(loaded, words[1:], data, data_root, split, n or 32, out, seed)
+        row = _reconstruct(loaded, words[1:], data, data_root, split, n or 32, out, labels, seed)
     if out != "-":
         console.table([{"task": task, "model": name, **row}], json=json or None)
+    elif task == "reconstruct":
+        console.say(f"squared error {row['squared_error_per_dim']:.4g} a dimension")
 
 
 def _reconstruct(
-    loaded: Any, inputs: list[str], data: str | None, root: Any, split: str, n: int, out: str | None, seed: int
+    loaded: Any,
+    inputs: list[str],
+    data: str | None,
+    root: Any,
+    split: str,
+    n: int,
+    out: str | None,
+    labels: str | None,
+    seed: int,
 ) -> dict[str, Any]:
+    import math
+
     import numpy as np
     import torch
 
-    from gencli import pictures
+    from gencli import latents, pictures
+    from gencli.console import UsageError
     from gencli.given import read_images
-    from gencli.rng import SampleRng
-    from gencli.sampling import raw, scope
+    from gencli.sampling import labels_for
 
     model, spec = loaded.model, loaded.model.spec
-    x = read_images(inputs, spec)[:n] if inputs and not data else _rows(loaded, inputs, data, root, split, n)["x"]
-    place = next(model.parameters()).device
-    parts = []
-    for start in range(0, len(x), model.chunk):
-        rows = range(start, min(start + model.chunk, len(x)))
-        with scope(SampleRng(seed, rows, "apply", place)) as rng:
-            z = model.encode(torch.from_numpy(x[rows.start : rows.stop]).to(place), rng)
-            parts.append(raw(model.decode(z), spec))
-    y = np.concatenate(parts)
+    wanted = _wanted(model, labels)
+    if inputs and not data:
+        x, name = read_images(inputs, spec)[:n], "given"
+    else:
+        fields = _rows(loaded, inputs, data, root, split, n)
+        x, name = fields["x"], f"{data or loaded.meta['recipe']['data']['name']}@{split}"
+        if latents.conditional(model) and wanted is None and "label" in fields:
+            wanted = fields["label"].tolist()
+    if latents.conditional(model) and wanted is None:
+        raise UsageError("this model encodes by class: say of which one each input is, such as --labels 3")
+    y = labels_for(spec, range(len(x)), wanted) if wanted else None
+    z = latents.encode(model, x, seed=seed, labels=y)
+    made = np.concatenate(list(latents.decoded(model, z, y)))
     grid = None
     if spec.kind == "image":
         columns = min(16, len(x))
-        above = [np.concatenate([x[i : i + columns], y[i : i + columns]]) for i in range(0, len(x), columns)]
+        above = [np.concatenate([x[i : i + columns], made[i : i + columns]]) for i in range(0, len(x), columns)]
         grid = pictures.grid(np.concatenate(above), spec.levels, columns=columns)
-    error = (spec.scale(torch.from_numpy(y)) - spec.scale(torch.from_numpy(x))).double().square().flatten(1)
+    error = (spec.scale(torch.from_numpy(made)) - spec.scale(torch.from_numpy(x))).double().square().flatten(1)
+    mean = error.mean().item()
+    psnr = {} if spec.levels is None else {"psnr_db": 10 * math.log10(4 / mean) if mean else math.inf}  # a peak of 2
     return {
+        "data": name,
         "examples": len(x),
         "squared_error": error.sum(1).mean().item(),  # summed over dimensions, pixels in [-1, 1]
-        "squared_error_per_dim": error.mean().item(),
-        "out": _write(loaded, out, y, grid, "reconstruct"),
+        "squared_error_per_dim": mean,
+        **psnr,
+        "weights": loaded.weights,
+        "seed": seed,
+        "out": _write(loaded, out, made, grid, "reconstruct"),
     }
+
+
+def _wanted(model: Any, labels: str | None) -> list[int] | None:
+    """The classes that ``labels`` names; UsageError unless the model is of classes."""
+    from gencli.commands.sample import parse_labels
+    from gencli.console import UsageError
+    from gencli.latents import conditional
+
+    wanted = parse_labels(labels, model.spec.classes)
+    if labels and not conditional(model):
+        raise UsageError("this model is not class-conditional: it takes no labels")
+    return wanted
 
 
 def _complete(
@@ -136,14 +173,13 @@ def _complete(
     import numpy as np
 
     from gencli import pictures
-    from gencli.commands.sample import parse_labels
-    from gencli.console import UsageError
     from gencli.given import read_prompts
+    from gencli.latents import conditional
     from gencli.sampling import check_options, completions
 
     model, spec = loaded.model, loaded.model.spec
     check_options(model.complete, options)
-    wanted = parse_labels(labels, spec.classes)
+    wanted = _wanted(model, labels)
     if inputs and not data:
         prompts = read_prompts(inputs, spec)[:n]
     else:
@@ -151,12 +187,9 @@ def _complete(
         prompts = list(rows["x"])
         if wanted is None and "label" in rows:
             wanted = rows["label"].tolist()
-    conditional = bool(getattr(model.config, "conditional", False))
-    if labels and not conditional:
-        raise UsageError("this model is not class-conditional: it takes no labels")
     heads = [_head(p, spec, given) for p in prompts]
     y = completions(
-        model, heads, each=each, seed=seed, labels=wanted if conditional else None, options=options
+        model, heads, each=each, seed=seed, labels=wanted if conditional(model) else None, options=options
     )  # (n, each, ...)
     grid = None
     if spec.kind == "image":

@@ -17,7 +17,9 @@ def sample(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Sampling options of the model, such as temperature=0.9."),
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 64,
+    n: Annotated[
+        int | None, typer.Option("-n", help="How many: 64; or data points beside a view: 2000.", min=1)
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -28,6 +30,14 @@ def sample(
         ),
     ] = None,
     seed: Seed = 0,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            metavar="density|map",
+            help="In place of samples, of a model of points in one or two dimensions: its density, whose integral over "
+            "the picture is printed, or its map from latents to points, as a warped grid or a curve.",
+        ),
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="Classes, such as 3 or 0,1,2 or cat,dog: taken in turn.")] = None,
     weights: Weights = "ema",
     device: Device = "auto",
@@ -45,7 +55,10 @@ def sample(
         options = [run, *(options or [])]
         run = None
     with joined(device):
-        _sample(run, parse_options(options or []), n, out, seed, labels, weights, device)
+        if view is not None:
+            _view(run, parse_options(options or []), view, n or 2000, out, seed, labels, weights, device)
+        else:
+            _sample(run, parse_options(options or []), n or 64, out, seed, labels, weights, device)
 
 
 def _sample(
@@ -84,6 +97,40 @@ def _sample(
             streams.write(out, counted, spec, meta, n)
     if out != "-":
         console.say(f"{n} samples in {out}")
+
+
+def _view(
+    run: str | None,
+    options: dict[str, Any],
+    view: str,
+    n: int,
+    out: str | None,
+    seed: int,
+    labels: str | None,
+    weights: str,
+    device: str,
+) -> None:
+    import torch
+
+    from gencli import console, pictures, processes, views
+    from gencli.commands.options import load_run
+    from gencli.console import UsageError
+
+    views.check(view)
+    if options:
+        raise UsageError(f"a view has no option {next(iter(options))!r}: samples have")
+    out = out or f"{view}.png"
+    if not out.endswith(".png"):
+        raise UsageError(f"a view is a picture: -o {view}.png, not {out}")
+    loaded = load_run(run, weights, device)
+    wanted = parse_labels(labels, loaded.model.spec.classes)
+    source = _data_of(loaded)
+    data = None if source is None else source.rows(torch.arange(min(n, source.size or n)))["x"].numpy()
+    image, row = views.draw(view, loaded.model, data, seed=seed, labels=wanted)
+    if processes.rank() == 0:
+        pictures.save_png(out, image)
+        about = {"view": view, "model": loaded.meta["model"], "step": loaded.meta["step"], "weights": loaded.weights}
+        console.table([{**about, **row, "out": out}])
 
 
 def _data_of(loaded: Any) -> Any:

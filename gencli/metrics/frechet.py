@@ -6,7 +6,7 @@ The last trace is the sum of the singular values of A^T B for any factors S_1 = 
 ever taken: with fewer rows than dimensions the centred rows themselves are a factor, and the n x m matrix of their
 products is all there is; otherwise one Cholesky factor L gives the eigenvalues of the symmetric L^T S_2 L, whose roots
 they are. The usual routes (the root or the eigenvalues of S_1 S_2, which is not symmetric) lose half of the digits in
-the null space and are off in the fourth digit where rows are few.
+the null space: of 24 rows of 2,048 features against 24 they are off in the seventh digit, after four seconds.
 
 References:
     GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel, Ramsauer, Unterthiner,
@@ -30,6 +30,7 @@ from gencli.rng import Rng
 __all__ = ["Moments", "distance", "gaussian", "infinity"]
 
 BLOCK = 512  # rows that are added at once, whatever the batches they come in
+STRIP = 256  # columns of a triangular matrix that are multiplied at once
 POINTS = 15  # counts of samples at which the distance is taken, to see it fall
 EPS = torch.finfo(torch.float64).eps
 
@@ -70,7 +71,7 @@ class Moments:
             raise DataError(f"features of {other.d} dimensions, and those before them have {self.d}")
         if other._scatter is not None:
             self._join(other._n, other._mean, other._scatter)
-        for rows in other._rows:
+        for rows in list(other._rows):
             self.add(rows)
 
     def _digest(self) -> None:
@@ -165,23 +166,31 @@ def _cross(a: Whole, b: Whole) -> float:
     (n, mu, S, x), (m, nu, T, y) = a, b
     if S is not None and T is None:
         return _cross(b, a)
-    if x is not None and y is not None:  # both factors are rows
-        return torch.linalg.svdvals((x - mu) @ (y - nu).T).sum().item() / math.sqrt((n - 1) * (m - 1))
-    assert T is not None
-    if x is not None:  # S_1 = A A^T with A^T the rows: the eigenvalues of A^T S_2 A, n x n
-        B = _factor(T)
-        product = (x - mu) @ B if B is not None else None
-        if product is not None:
-            return torch.linalg.svdvals(product).sum().item() / math.sqrt((n - 1) * (m - 1))
-        return torch.linalg.svdvals((x - mu) @ _root(T)).sum().item() / math.sqrt((n - 1) * (m - 1))
-    assert S is not None
     scale = math.sqrt((n - 1) * (m - 1))
+    if x is not None and y is not None:  # both factors are rows
+        return torch.linalg.svdvals((x - mu) @ (y - nu).T).sum().item() / scale
+    assert T is not None
+    if x is not None:
+        return torch.linalg.svdvals((x - mu) @ _any_factor(T)).sum().item() / scale
+    assert S is not None
     L = _factor(S)
     if L is not None:
-        found = torch.linalg.eigvalsh(L.T @ T @ L)
-        if found[0] > found[-1] * 1e3 * EPS * len(found):  # no digit lost: roots of rounding are no rounding
+        found = torch.linalg.eigvalsh(_congruent(L, T))
+        # roots of what is mere rounding would be no rounding; above it the sum of roots has lost no more than 1e-10
+        if found[0] > found[-1] * EPS * len(found):
             return found.sqrt().sum().item() / scale
     return torch.linalg.svdvals(_any_factor(S).T @ _any_factor(T)).sum().item() / scale
+
+
+def _congruent(L: Tensor, T: Tensor) -> Tensor:
+    """The lower triangle of L^T T L, L lower triangular and T symmetric, in under half the time of whole products."""
+    d = len(L)
+    product, found = torch.empty_like(T), torch.zeros_like(T)
+    for j in range(0, d, STRIP):  # L is 0 above row j there
+        product[:, j : j + STRIP] = T[:, j:] @ L[j:, j : j + STRIP]
+    for i in range(0, d, STRIP):
+        found[i : i + STRIP, : i + STRIP] = L[i:, i : i + STRIP].T @ product[i:, : i + STRIP]
+    return found
 
 
 def _factor(S: Tensor) -> Tensor | None:
@@ -206,19 +215,22 @@ def _any_factor(S: Tensor) -> Tensor:
 
 
 def infinity(x: Tensor, reference: Moments, rng: Rng) -> tuple[float, float]:
-    """The distance that endless samples would have, and its standard error.
+    """The distance that endless samples would have, and the standard error of the fit that gives it.
 
     The distance falls with the number of samples N as a line in 1/N: ``POINTS`` counts from a tenth of the rows of
     ``x (n, d)`` to all of them, each of rows drawn anew, are fitted by least squares (Chong and Forsyth, section 4).
-    DataError with fewer than 20 rows.
+    With N near d or below it is no line: counts begin at 2 d, or at n / 2 where that is less; figures of fewer than
+    4 d rows are too low. The error knows nothing of the chance that gave these ``n`` rows, which all counts share, nor
+    of the reference's. DataError with fewer than 20 rows.
     """
-    n = len(x)
+    n, d = x.shape
     if n < 20:
         raise DataError(f"{n} samples are too few to extrapolate from: 20 are needed, better 5,000")
-    counts = torch.linspace(max(2, n // 10), n, POINTS).round().long().tolist()
+    least = min(max(n // 10, 2 * d), n // 2)
+    counts = torch.linspace(least, n, POINTS).round().long().tolist()
     values = []
     for k in counts:
-        part = Moments(x.shape[1])
+        part = Moments(d)
         part.add(x[rng.permutation("rows", n)[:k].to(x.device)])
         values.append(distance(part, reference))
     t = 1 / torch.tensor(counts, dtype=torch.float64)

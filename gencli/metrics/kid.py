@@ -30,7 +30,7 @@ from gencli.metrics.nearest import check_rows
 
 __all__ = ["kid"]
 
-CHUNK = 1024  # rows of a table of kernels that are in memory at once
+TABLE = 2**23  # kernels that are in memory at once: 64 MB
 
 
 def kid(x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -44,36 +44,57 @@ def kid(x: Tensor, y: Tensor) -> tuple[float, float]:
     n, m = len(x), len(y)
     if min(n, m) < 4:
         raise DataError(f"{n} samples and {m} rows of the reference: kid needs 4 on a side, better 1,000")
+    value, V_x, V_y, rest = _parts(x, y)
+    variance = 4 * V_x.clamp_min(0) / n + 4 * V_y.clamp_min(0) / m + rest
+    return value.item(), math.sqrt(max(0.0, variance.item()))
+
+
+def _parts(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """MMD^2, and without bias V_x, V_y and the sum of the terms of Var MMD^2 that have an R."""
+    n, m = len(x), len(y)
     (xx, R_xx), (yy, R_yy) = _among(x), _among(y)  # sums over the other rows, (n,) and (m,)
     xy, yx, squares = _between(x, y)
     T = xy.sum()
     R_xy = (squares - xy.square().sum() / m - yx.square().sum() / n + T * T / (n * m)) / ((n - 1) * (m - 1))
     V_x = (xx / (n - 2) - xy / m).var() - R_xx / (n - 2) - R_xy / m
     V_y = (yy / (m - 2) - yx / n).var() - R_yy / (m - 2) - R_xy / n
-    variance = 4 * V_x.clamp_min(0) / n + 4 * V_y.clamp_min(0) / m
-    variance += 2 * R_xx / (n * (n - 1)) + 2 * R_yy / (m * (m - 1)) + 4 * R_xy / (n * m)
+    rest = 2 * R_xx / (n * (n - 1)) + 2 * R_yy / (m * (m - 1)) + 4 * R_xy / (n * m)
     value = xx.sum() / (n * (n - 1)) + yy.sum() / (m * (m - 1)) - 2 * T / (n * m)
-    return value.item(), math.sqrt(max(0.0, variance.item()))
+    return value, V_x, V_y, rest
 
 
 def _between(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of the kernels of all rows of ``a`` with all of ``b``: sums over b, sums over a, and the sum of squares."""
     over_b, over_a, squares = [], a.new_zeros(len(b)), a.new_zeros(())
-    for part in a.split(CHUNK):
-        k = (part @ b.T / a.shape[1] + 1).pow_(3)
+    for part in a.split(_rows(b)):
+        k = _kernel(part, b)
         over_b.append(k.sum(1))
         over_a += k.sum(0)
         squares += k.square().sum()
     return torch.cat(over_b), over_a, squares
 
 
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T).div_(a.shape[1]).add_(1).pow_(3)
+
+
+def _rows(b: Tensor) -> int:
+    """How many rows are compared with all of ``b`` at once."""
+    return max(1, TABLE // len(b))
+
+
 def _among(a: Tensor) -> tuple[Tensor, Tensor]:
     """Of the kernels of each row with the others: their sums ``(n,)``, and R, the mean square of what is left of them
     when the best mean + g_i + g_j is taken off (n (n - 3) / 2 degrees of freedom)."""
     n, own = len(a), (a.square().sum(1) / a.shape[1] + 1) ** 3
-    sums, _, squares = _between(a, a)
-    sums = sums - own
+    sums, squares, start = -own, -own.square().sum(), 0
+    for part in a.split(_rows(a)):  # with all from here on: k(b, a) = k(a, b)
+        k, size = _kernel(part, a[start:]), len(part)
+        sums[start : start + size] += k.sum(1)
+        sums[start + size :] += k[:, size:].sum(0)
+        squares += k.square_().sum() + k[:, size:].sum()
+        start += size
     mean = sums.sum() / (n * (n - 1))
     g = (sums - (n - 1) * mean) / (n - 2)
-    rest = (squares - own.square().sum()) / 2 - n * (n - 1) / 2 * mean**2 - (n - 2) * g.square().sum()
+    rest = squares / 2 - n * (n - 1) / 2 * mean**2 - (n - 2) * g.square().sum()
     return sums, rest.clamp_min(0) / (n * (n - 3) / 2)

@@ -28,8 +28,7 @@ COUNTED = 100_000  # rows of each side that a baseline is made of at most: a set
 
 def chunks_of(source: Any, limit: int | None = None, chunk: int = 256) -> Iterator[range]:
     """The row numbers of ``source`` (at most ``limit``), in order, in chunks."""
-    n = source.size if source.size is not None else ENDLESS
-    n = min(n, limit) if limit else n
+    n = (limit or ENDLESS) if source.size is None else min(source.size, limit or source.size)
     for start in range(0, n, chunk):
         yield range(start, min(start + chunk, n))
 

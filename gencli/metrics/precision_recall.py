@@ -4,6 +4,9 @@ Precision: the share of samples inside a ball of a real row; recall: the share o
 Density counts the real balls that a sample lies in, over k, so that one outlier's large ball weighs less; coverage is
 the share of real balls that hold a sample.
 
+Copies of real rows lie just on the rims of balls. So distances are compared in float64 and balls reach further by the
+bound on their rounding, about 1e-12 of the square: what is equal counts as equal, in whatever order rows come.
+
 References:
     Improved Precision and Recall Metric for Assessing Generative Models, Kynkäänniemi, Karras, Laine, Lehtinen, Aila,
     2019, arXiv 1904.06991 (k = 3)
@@ -22,7 +25,8 @@ from gencli.metrics.nearest import check_rows
 
 __all__ = ["PrecisionRecall", "precision_recall"]
 
-CHUNK = 512
+CHUNK = 512  # rows of a table of distances that are in memory at once
+EPS = torch.finfo(torch.float64).eps
 
 
 class PrecisionRecall(NamedTuple):
@@ -34,18 +38,26 @@ class PrecisionRecall(NamedTuple):
     coverage: float
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean, ``(len(a), len(b))``, in float64: by products of matrices, which in float32 lose near rows' digits."""
-    return torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist")
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances ``(len(a), len(b))`` by products of matrices, which in float32 lose near rows' digits.
+
+    Rounding is at most 2 d EPS (|a|^2 + |b|^2), and they may be negative by it.
+    """
+    return (a @ b.T).mul_(-2).add_(b.square().sum(1)).add_(a.square().sum(1, keepdim=True))
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
-    """The distance of each row to its k-th nearest other row."""
+    """The squared distance r^2 of each row to its k-th nearest other row, and for rounding a little more.
+
+    Rows on the rim have squared norms of at most 2 (|x|^2 + r^2), and two distances are compared.
+    """
     parts = []
     for start in range(0, len(x), CHUNK):
-        d = _distances(x[start : start + CHUNK], x)
+        part = x[start : start + CHUNK]
+        d = _squares(part, x)
         d[torch.arange(len(d)), torch.arange(start, start + len(d))] = torch.inf  # not itself
-        parts.append(d.kthvalue(k, 1).values)
+        r = d.kthvalue(k, 1).values.clamp_min(0)
+        parts.append(r + 12 * x.shape[1] * EPS * (part.square().sum(1) + r))
     return torch.cat(parts)
 
 
@@ -60,12 +72,13 @@ def precision_recall(real: Tensor, samples: Tensor, k: int = 3) -> PrecisionReca
     if min(len(real), len(samples)) <= k:
         few = f"{len(samples)} samples and {len(real)} rows of the reference"
         raise DataError(f"{few} are too few for precision and recall: {k + 1} on a side, better 1,000")
-    real, samples = real.double(), samples.double()
+    centre = real.double().mean(0)  # any point would do; this one makes norms, and so rounding, small
+    real, samples = real.double() - centre, samples.double() - centre
     around_real, around_samples = _radii(real, k), _radii(samples, k)
     precise, inside = 0, 0.0
     covered, recalled = (torch.zeros(len(real), dtype=torch.bool, device=real.device) for _ in range(2))
     for start in range(0, len(samples), CHUNK):
-        d = _distances(samples[start : start + CHUNK], real)
+        d = _squares(samples[start : start + CHUNK], real)
         within = d <= around_real
         precise += int(within.any(1).sum())
         inside += float(within.sum())

@@ -43,6 +43,7 @@ class Reference:
         extractor.check(source.spec, self.name)
         self.size = source.size
         self._seen: dict[str, Seen] = {}
+        self._moments: Moments | None = None
 
     def seen(self, keep: Collection[str]) -> Seen:
         """What ``keep`` names, of all rows; read once for each set of wishes."""
@@ -54,13 +55,16 @@ class Reference:
     @property
     def moments(self) -> Moments:
         """Remembered from one command to the next."""
-        path = _cached("moments", "safetensors", self.source.digest, self.extractor.digest)
-        if processes.first(path.exists):
-            return Moments.of(load_file(path))
-        found = self.seen({"moments"}).moments
-        assert found is not None
-        processes.first(lambda: files.write_bytes(path, to_bytes(found.tensors())))
-        return found
+        if self._moments is None:
+            path = _cached("moments", "safetensors", self.source.digest, self.extractor.digest)
+            if processes.first(path.exists):
+                self._moments = Moments.of(load_file(path))
+            else:
+                found = self.seen({"moments"}).moments
+                assert found is not None
+                processes.first(lambda: files.write_bytes(path, to_bytes(found.tensors())))
+                self._moments = found
+        return self._moments
 
     def baselines(self, n: int, seed: int) -> dict[str, float | None]:
         """Distances to the reference of ``n`` rows of train ("real") and of as many draws of a Gaussian with the mean

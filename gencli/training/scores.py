@@ -7,11 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gencli import data as sets
 from gencli import sampling
 from gencli.checkpoint import Loaded
 from gencli.console import DataError, UsageError, nearest
 from gencli.contract import DataSpec, Model
+from gencli.data import points
 from gencli.data.source import Source, Whole
 from gencli.data.text import respelt
 from gencli.header import read_header
@@ -167,8 +170,6 @@ def _split(name: str, asked: Asked, root: str | None) -> Source:
 
 
 def _has_modes(name: str) -> bool:
-    from gencli.data import points
-
     try:
         points.modes(name)
     except UsageError:
@@ -224,10 +225,22 @@ def _nll(model: Model, name: str, asked: Asked, root: str | None) -> dict[str, A
     row = likelihood.nll(model, source, seed=asked.seed, limit=asked.n)
     if source.spec.kind == "text":
         row |= likelihood.per_character(row, source)
+    if source.spec.kind == "points" and name in sets.SETS:
+        row |= _gap(source, row)
     if asked.baselines and "bits_per_dim" in row:
         told, bits = likelihood.baseline(fitted(sets.load(name, "train", root)), source)
         row |= {told: bits, "ratio": row["bits_per_dim"] / bits}
     return row
+
+
+def _gap(source: Source, row: Mapping[str, Any]) -> dict[str, float]:
+    """How far the model is from the density that the points are drawn from, on the same points: total nats each.
+
+    ``entropy`` is the mean of minus the true log-density, ``gap`` the mean of the true less the model's.
+    """
+    x = torch.cat([fields["x"] for fields in likelihood.rows_of(source, row["examples"])])
+    true = float(points.density(source.name).log_prob(x.double().numpy()).mean())
+    return {"entropy": -true, "gap": row["nats"] + true}
 
 
 # ---------------------------------------------------------------------------------------------- of samples

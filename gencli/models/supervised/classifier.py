@@ -2,8 +2,8 @@
 
     L = - sum_k q_k log p_k,   p = softmax(W f(x) + b),   q_k = (1 - epsilon) [k = label] + epsilon / K
 
-``f`` is a small convolutional network, a ResNet or a Wide ResNet; its output, after the mean over all pixels, is what
-:meth:`Classifier.features` returns, and epsilon the label smoothing.
+``f`` is a small convolutional network, a ResNet or a Wide ResNet, whose output is what :meth:`Classifier.features`
+returns, and epsilon the label smoothing.
 
 References:
     Deep Residual Learning for Image Recognition, He, Zhang, Ren, Sun, 2015, arXiv 1512.03385 (``network="resnet"``)
@@ -28,7 +28,7 @@ from gencli.nn.norm import BatchNorm
 from gencli.nn.resnet import ResNet, WideResNet, he_normal
 from gencli.rng import Rng
 
-__all__ = ["Classifier", "ClassifierConfig", "moved"]
+__all__ = ["Classifier", "ClassifierConfig", "moved", "warped"]
 
 
 class ClassifierConfig(Config):
@@ -44,27 +44,27 @@ class ClassifierConfig(Config):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="epsilon, the share of the label given to all classes")
     shift: int = Field(0, ge=0, description="training images are moved by up to as many pixels each way")
     flip: bool = Field(False, description="half of the training images are mirrored left to right")
+    warp: float = Field(0.0, ge=0, lt=1, description="how far from the identity the affine maps of training images are")
 
 
 class CNN(nn.Sequential):
-    """Pairs of 3x3 convolutions at every size, halved while at least 8 pixels remain: (n, C, H, W) -> (n, outputs).
+    """Pairs of 3x3 convolutions, each followed by 2x2 max-pooling, while at least 4 pixels remain, and a linear layer.
 
-    ``outputs`` = 2 ``channels`` (``channels`` below 8 pixels), the mean over the last map.
+    (n, C, H, W) -> (n, outputs); ``outputs`` = 2 ``channels``, as wide as the convolutions after the first pair.
     """
 
     def __init__(self, C: int, H: int, W: int, channels: int) -> None:
         layers: list[nn.Module] = []
-        side, n_out = min(H, W), channels
-        while True:
-            for _ in range(2):
-                layers += [nn.Conv2d(C, n_out, 3, padding=1, bias=False), BatchNorm(n_out), nn.ReLU()]
-                C = n_out
-            if side < 8:
-                break
+        n_out = channels
+        while min(H, W) >= 4:
+            for n_in in (C, n_out):
+                layers += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), BatchNorm(n_out), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
-            side, n_out = side // 2, 2 * channels
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.outputs = n_out
+            C, H, W, n_out = n_out, H // 2, W // 2, 2 * channels
+        # normalised, so that no feature is dead: all of them count in a Fréchet distance
+        last = [nn.Linear(C * H * W, 2 * channels, bias=False), BatchNorm(2 * channels), nn.ReLU()]
+        super().__init__(*layers, nn.Flatten(), *last)
+        self.outputs = 2 * channels
         he_normal(self)
 
 
@@ -79,6 +79,18 @@ def moved(x: Tensor, rng: Rng, shift: int, flip: bool) -> Tensor:
     if flip:
         j = torch.where(rng.uniform("flip", (n, 1)) < 0.5, j.flip(1), j)
     return x[torch.arange(n, device=x.device)[:, None, None], :, i[:, :, None], j[:, None]].movedim(3, 1)
+
+
+def warped(x: Tensor, rng: Rng, warp: float) -> Tensor:
+    """Scaled images (n, C, H, W), each seen through an affine map of its own: what is between pixels is interpolated.
+
+    In coordinates where an image is [-1, 1]^2 the map's six numbers are the identity's plus up to ``warp`` each way.
+    """
+    identity = torch.eye(2, 3, device=x.device)
+    theta = identity + warp * (2 * rng.uniform("warp", (len(x), 2, 3)) - 1)
+    with torch.autocast(x.device.type, enabled=False):  # places need all their digits
+        places = F.affine_grid(theta, list(x.shape), align_corners=False)
+        return F.grid_sample(x, places, padding_mode="border", align_corners=False)
 
 
 class Classifier(Model):
@@ -111,17 +123,26 @@ class Classifier(Model):
 
     def features(self, x: Tensor) -> Tensor:
         """f(x) of raw images (n, C, H, W): (n, feature_dim), in float32 or better."""
-        return self.f(self.spec.scale(x)).to(torch.get_default_dtype())
+        return self._features(self.spec.scale(x))
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits (n, classes) of raw images (n, C, H, W)."""
-        return self.head(self.dropout(self.features(x))).to(torch.get_default_dtype())
+        return self._logits(self.spec.scale(x))
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.f(x).to(torch.get_default_dtype())
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(self._features(x))).to(torch.get_default_dtype())
 
     def loss(self, b: Any, s: Step) -> dict[str, Any]:
         """Nats an example, and the share of examples whose label is the most probable class."""
         c, x, label = self.config, b.x, b.label.long()
         if c.shift or c.flip:
             x = moved(x, s.rng, c.shift, c.flip)
-        logits = self.classify(x)
+        x = self.spec.scale(x)
+        if c.warp:
+            x = warped(x, s.rng, c.warp)
+        logits = self._logits(x)
         accuracy = (logits.detach().argmax(1) == label).to(logits).mean()
         return {"loss": F.cross_entropy(logits, label, label_smoothing=c.label_smoothing), "accuracy": accuracy}
