@@ -25,9 +25,10 @@ def float64():
 def true_flow(base):
     """The flow of points/mixture-1d itself: components N(-1, 0.25^2) and N(0.5, 0.5^2), half each."""
     flow = CDFFlow(CDFFlow.Config(components=2, base=base), LINE)
-    scales = 5 * (torch.tensor([0.25, 0.5]).log() / 5).atanh()
+    scales = torch.tensor([0.25, 0.5]).log()
+    scales = scales / (1 - scales.abs() / 5)  # the bound undone
     with torch.no_grad():
-        flow.theta.copy_(torch.cat([torch.zeros(2), torch.tensor([-1.0, 0.5]), scales]))
+        flow.theta.copy_(torch.cat([torch.zeros(2), torch.tensor([-1.0, 0.5]), scales])[:, None])
     return flow
 
 

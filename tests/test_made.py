@@ -38,7 +38,7 @@ def layer(g="affine", D=12, hidden=(40, 40), order="natural", jitter=0.3):
 def test_theta_depends_on_what_comes_before_alone(order, D, hidden):
     order = ORDERS[order](D)
     made = moved(MADE(D, hidden, torch.zeros(2), order, "tanh"))
-    J = torch.autograd.functional.jacobian(lambda v: made(v[None])[0].sum(1), normal(D), vectorize=True)
+    J = torch.autograd.functional.jacobian(lambda v: made(v[None])[0].sum(0), normal(D), vectorize=True)
     place = order.argsort()
     before = place[None, :] < place[:, None]  # (theta of, x)
     assert (J[~before] == 0).all()
@@ -55,11 +55,13 @@ def test_halves_of_a_product_are_the_whole():
         torch.testing.assert_close(linear(x), x @ (linear.weight * linear.mask).T + linear.bias)
     spans = [part[2:] for part in MaskedLinear(degrees, degrees).parts]
     assert spans == [(0, 128), (0, 256)]
+    made = MADE(65, (256, 256), torch.zeros(2))  # an odd number of dimensions: parameters of one stay together
+    assert [part[:2] for part in made.out.parts] == [(0, 66), (66, 130)]
 
 
 def test_a_network_starts_at_its_initial_theta():
     made = MADE(3, (8,), torch.tensor([0.5, -1.0]))
-    assert torch.equal(made(normal(4, 3)), torch.tensor([0.5, -1.0]).expand(4, 3, 2))
+    assert torch.equal(made(normal(4, 3)), torch.tensor([[0.5], [-1.0]]).expand(4, 2, 3))
 
 
 # ---------------------------------------------------------------------------------------------- layers
@@ -148,7 +150,7 @@ def test_the_gradient_of_the_inverse_is_that_through_all_passes(g, order):
 @pytest.mark.parametrize("components", [1, 3, 10])
 def test_a_mixture_starts_near_the_identity(kernel, components):
     g, x = MixtureCDF(components, kernel), torch.linspace(-2, 2, 101)
-    u, _ = g.forward(x, g.initial())
+    u, _ = g.forward(x, g.initial()[:, None])
     assert (u - x).abs().max() < 0.25
 
 
@@ -156,9 +158,9 @@ def test_a_mixture_starts_near_the_identity(kernel, components):
 def test_a_mixtures_map_is_its_distribution_function(kernel):
     """Against F and F' written out, in float64, where they do not underflow."""
     g = MixtureCDF(3, kernel)
-    x, theta = 2 * normal(50, 2), normal(50, 2, 9, key="theta")
-    logits, m, s = theta.unflatten(-1, (3, 3)).unbind(-2)
-    scale = (5 * (s / 5).tanh()).exp()
+    x, theta = 2 * normal(50, 2), normal(50, 9, 2, key="theta")
+    logits, m, s = theta.mT.unflatten(-1, (3, 3)).unbind(-2)
+    scale = (s / (1 + s.abs() / 5)).exp()
     K = torch.distributions.Normal(m, scale) if kernel == "normal" else None
     a = (x[..., None] - m) / scale
     cdf = K.cdf(x[..., None]) if K else a.sigmoid()
@@ -176,7 +178,7 @@ def test_a_mixtures_map_is_its_distribution_function(kernel):
 def test_tails_keep_their_digits(kernel, dtype):
     """A thousand scales out nothing is infinite, and the way back is found."""
     g = MixtureCDF(2, kernel)
-    theta = torch.tensor([0.3, -0.2, -1.0, 1.0, -2.0, 0.5], dtype=dtype)
+    theta = torch.tensor([0.3, -0.2, -1.0, 1.0, -2.0, 0.5], dtype=dtype)[:, None]
     x = torch.tensor([-1000.0, -50.0, -3.0, 0.0, 4.0, 60.0, 1000.0], dtype=dtype).requires_grad_()
     u, log_slope = g.forward(x, theta)
     (slope,) = torch.autograd.grad(u.sum(), x)
@@ -189,7 +191,7 @@ def test_tails_keep_their_digits(kernel, dtype):
 def test_newton_is_caught_where_a_mixture_is_flat():
     """Two narrow peaks far apart: between them the density is e^-1000, and at the middle Newton would leap away."""
     g = MixtureCDF(2, "normal")
-    theta = torch.tensor([0.0, 0.0, -10.0, 10.0, -2.0, -2.0])
+    theta = torch.tensor([0.0, 0.0, -10.0, 10.0, -2.0, -2.0])[:, None]
     u = torch.linspace(-4, 4, 1001)
     x = g.inverse(u, theta)
     assert (g.forward(x, theta)[0] - u).abs().max() < 1e-9
@@ -214,7 +216,7 @@ def test_normal_numbers_from_logits_and_back(dtype):
 def test_no_parameters_overflow(g):
     x = torch.tensor([[-50.0, 0.0, 50.0]], dtype=torch.float32)
     for size in (0, 30, 1000):
-        theta = (size * normal(1, 3, MAPS[g].parameters)).float()
+        theta = (size * normal(1, MAPS[g].parameters, 3)).float()
         u, log_slope = MAPS[g].forward(x, theta)
         assert u.isfinite().all() and log_slope.isfinite().all()
         assert MAPS[g].inverse(x, theta).isfinite().all()

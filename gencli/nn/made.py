@@ -35,15 +35,15 @@ class MaskedLinear(nn.Linear):
 
     mask: Tensor
 
-    def __init__(self, inputs: Tensor, outputs: Tensor, strict: bool = False) -> None:
-        """``inputs``, ``outputs``: the units' degrees."""
+    def __init__(self, inputs: Tensor, outputs: Tensor, strict: bool = False, together: int = 1) -> None:
+        """``inputs``, ``outputs``: the units' degrees. ``together``: so many rows in a row are kept in one part."""
         super().__init__(len(inputs), len(outputs))
         sees = outputs[:, None] > inputs if strict else outputs[:, None] >= inputs
         self.register_buffer("mask", sees.to(self.weight.dtype), persistent=False)
         # Units sorted by degree see a part of the columns: of a large layer the product is taken in two halves of the
         # rows, each with the columns that it sees, a quarter less work than in one.
-        halves = torch.arange(len(outputs)).chunk(2 if self.weight.numel() >= 2**15 else 1)
-        self.parts = [(int(rows[0]), int(rows[-1]) + 1, *_span(sees[rows])) for rows in halves]
+        halves = torch.arange(len(outputs)).view(-1, together).chunk(2 if self.weight.numel() >= 2**15 else 1)
+        self.parts = [(int(rows.min()), int(rows.max()) + 1, *_span(sees[rows.flatten()])) for rows in halves]
 
     def masked(self) -> Tensor:
         """W * mask."""
@@ -84,7 +84,9 @@ class MADE(nn.Module):
         self.degrees = [torch.arange(H) * (D - 1) // H + 1 for H in hidden]
         below = [place + 1, *self.degrees]
         self.hidden = nn.ModuleList(MaskedLinear(a, b) for a, b in zip(below, self.degrees))
-        self.out = MaskedLinear(below[-1], (place + 1).repeat_interleave(self.P), strict=True)  # rows (D, P)
+        self.out = MaskedLinear(
+            below[-1], (place + 1).repeat_interleave(self.P), strict=True, together=self.P
+        )  # rows (D, P)
         nn.init.zeros_(self.out.weight)
         with torch.no_grad():
             self.out.bias.copy_(initial.repeat(D))
@@ -99,7 +101,7 @@ class MADE(nn.Module):
         W, b = self.out.masked().view(self.D, self.P, -1), self.out.bias.view(self.D, self.P)
         parts = []
         for first, last, c, d in self.out.parts:
-            dims = slice(first // self.P, -(-last // self.P))
+            dims = slice(first // self.P, last // self.P)
             rows = W[dims, :, c:d].transpose(0, 1).flatten(0, 1)
             parts.append(F.linear(x[:, c:d], rows, b[dims].T.flatten()).unflatten(1, (self.P, -1)))
         return torch.cat(parts, 2)
@@ -123,7 +125,7 @@ class Autoregressive(Bijection):
         self.g = g
         order = torch.arange(D) if order is None else order
         self.made = MADE(D, hidden, g.initial(), order, activation_name)
-        self.register_buffer("order", order)
+        self.register_buffer("order", order, persistent=False)
         self.register_buffer("place", order.argsort(), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +151,7 @@ class Autoregressive(Bijection):
             for _ in range(v.shape[1] - 1):
                 step = (g - torch.autograd.grad(u, v, w, retain_graph=True)[0]) * scale
                 w = w + step
-                if _small(step, w.abs().max()):
+                if _small(step, w):
                     break
             return w
 
@@ -172,7 +174,7 @@ class Autoregressive(Bijection):
         W, b = [layer.masked() for layer in layers], [layer.bias for layer in layers]
         # dimensions in their order: columns of the first layer, rows of the last
         W[0] = W[0][:, self.order]
-        W[-1], b[-1] = (t.view(D, P, -1)[self.order].flatten(0, 1) for t in (W[-1], b[-1]))
+        W[-1], b[-1] = W[-1].view(D, P, -1)[self.order].flatten(0, 1), b[-1].view(D, P)[self.order].flatten()
         u, passes = u[:, self.order], 0
         h = [u.new_zeros(n, w.shape[1]) for w in W]  # what each layer sees: x, hidden units
         known = [[k, *(int((d <= k).sum()) for d in made.degrees)] for k in range(D + 1)]  # of each, after k dimensions
@@ -185,12 +187,12 @@ class Autoregressive(Bijection):
             within = [W[i][r, done[i] : ready[i]].T for i, r in enumerate(rows)]
             for _ in range(end - k):
                 self._hidden(here, before, within)
-                theta = torch.addmm(before[-1], here[-1], within[-1]).unflatten(1, (end - k, P))
+                theta = torch.addmm(before[-1], here[-1], within[-1]).unflatten(1, (end - k, P)).mT
                 x = self.g.inverse(u[:, k:end], theta)
                 step = x - here[0]
                 here[0].copy_(x)
                 passes += 1
-                if _small(step, 1 + x.abs()):
+                if _small(step, x):
                     break
             self._hidden(here, before, within)  # of the last x, for the blocks to come
         return h[0][:, self.place], passes
@@ -201,5 +203,7 @@ class Autoregressive(Bijection):
             units.copy_(self.made.activation(torch.addmm(before[i], here[i], within[i])))
 
 
-def _small(step: Tensor, size: Tensor) -> bool:
-    return bool((step.abs() <= 8 * torch.finfo(step.dtype).eps * size).all())
+def _small(step: Tensor, x: Tensor) -> bool:
+    """Whether ``step`` is no more than rounding errors of what is as large as ``x`` or 1."""
+    largest = torch.stack([torch.linalg.vector_norm(t, torch.inf) for t in (step, x)]).tolist()
+    return bool(largest[0] <= torch.finfo(step.dtype).eps * max(1.0, largest[1]))

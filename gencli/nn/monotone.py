@@ -34,24 +34,24 @@ MAX_LOG_SCALE = 5.0
 
 
 def bounded(s: Tensor) -> Tensor:
-    return MAX_LOG_SCALE * torch.tanh(s / MAX_LOG_SCALE)
+    return s / (1 + s.abs() / MAX_LOG_SCALE)
 
 
 class Monotone(ABC):
-    """``parameters``: how many numbers theta ``(..., parameters)`` say which map it is, in each dimension."""
+    """``parameters``: how many numbers, P, say which map it is in each of D dimensions: theta ``(..., P, D)``."""
 
     parameters: int
 
     @abstractmethod
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """u and log du/dx in nats, of the shape of ``x (...)``."""
+        """u and log du/dx in nats, of the shape of ``x (..., D)``."""
 
     @abstractmethod
     def inverse(self, u: Tensor, theta: Tensor) -> Tensor:
-        """x from u ``(...)``."""
+        """x from u ``(..., D)``."""
 
     def initial(self) -> Tensor:
-        """The theta (parameters,) that a network starts from."""
+        """The theta (P,) that a network starts from."""
         return torch.zeros(self.parameters)
 
 
@@ -71,7 +71,7 @@ class Affine(Monotone):
 
     def split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """mu and alpha."""
-        mu, a = wide(theta).unbind(-1)
+        mu, a = wide(theta).unbind(-2)
         return mu, bounded(a)
 
 
@@ -94,20 +94,22 @@ class MixtureCDF(Monotone):
         """Equal components at the quantiles of a standard normal, which their sum resembles: nearly the identity."""
         m = torch.special.ndtri((torch.arange(self.components) + 0.5) / self.components)
         s = (1 - m.square().mean()).sqrt() * (1 if self.kernel == "normal" else math.sqrt(3) / math.pi)
-        return torch.cat([torch.zeros_like(m), m, MAX_LOG_SCALE * torch.atanh(s.log() / MAX_LOG_SCALE).expand_as(m)])
+        log_s = s.log()
+        raw = log_s / (1 - log_s.abs() / MAX_LOG_SCALE)  # bounded(raw) = log s
+        return torch.cat([torch.zeros_like(m), m, raw.expand_as(m)])
 
     def logit(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """t = log F(x) - log(1 - F(x)), and log dt/dx in nats."""
         log_pi, m, log_s = self.split(theta)
-        a = (x[..., None] - m) * (-log_s).exp()  # (..., components)
+        a = (x[..., None, :] - m) * (-log_s).exp()  # (..., components, D)
         if self.kernel == "logistic":
             below, above = F.logsigmoid(a), F.logsigmoid(-a)
             log_k = below + above
         else:
             below, above = torch.special.log_ndtr(a), torch.special.log_ndtr(-a)
             log_k = -0.5 * a.square() - 0.5 * math.log(2 * math.pi)
-        log_F, log_1_F = (log_pi + below).logsumexp(-1), (log_pi + above).logsumexp(-1)
-        return log_F - log_1_F, (log_pi + log_k - log_s).logsumexp(-1) - log_F - log_1_F
+        log_F, log_1_F = (log_pi + below).logsumexp(-2), (log_pi + above).logsumexp(-2)
+        return log_F - log_1_F, (log_pi + log_k - log_s).logsumexp(-2) - log_F - log_1_F
 
     @torch.no_grad()
     def quantile(self, t: Tensor, theta: Tensor) -> Tensor:
@@ -116,8 +118,8 @@ class MixtureCDF(Monotone):
         A mixture's quantile lies between the least and the greatest of its components', which begin the bracket.
         """
         _, m, log_s = self.split(theta)
-        far = (t if self.kernel == "logistic" else normal_of_logit(t)[0]).abs()[..., None] * log_s.exp()
-        low, high = (m - far).amin(-1), (m + far).amax(-1)
+        far = (t if self.kernel == "logistic" else normal_of_logit(t)[0]).abs()[..., None, :] * log_s.exp()
+        low, high = (m - far).amin(-2), (m + far).amax(-2)
         x, step = 0.5 * (low + high), high - low
         tolerance = 4 * torch.finfo(x.dtype).eps
         for _ in range(200):  # a step in two halves the bracket, or the last step
@@ -132,9 +134,9 @@ class MixtureCDF(Monotone):
         return x
 
     def split(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log pi, m and log s, each (..., components)."""
-        logits, m, s = wide(theta).unflatten(-1, (3, self.components)).unbind(-2)
-        return logits.log_softmax(-1), m, bounded(s)
+        """log pi, m and log s, each (..., components, D)."""
+        logits, m, s = wide(theta).unflatten(-2, (3, self.components)).unbind(-3)
+        return logits.log_softmax(-2), m, bounded(s)
 
 
 # ---------------------------------------------------------------------------------------------- Phi^-1 of a logit

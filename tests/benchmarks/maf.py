@@ -98,7 +98,7 @@ def in_zuko(model: MAF) -> Side:
         widths = [m.out_features for m in layer.made.hidden]
         parts.append(
             zuko.flows.MaskedAutoregressiveTransform(
-                D, univariate=lambda mu, a: Map(mu, 5 * (a / 5).tanh()), hidden_features=widths
+                D, univariate=lambda mu, a: Map(mu, a / (1 + abs(a / 5))), hidden_features=widths
             )
         )
         give([m for m in parts[-1].hyper if hasattr(m, "mask")], layer)
@@ -118,12 +118,12 @@ def in_nflows(model: MAF) -> Side:
     class Map(transforms.MaskedAffineAutoregressiveTransform):
         def _elementwise_forward(self, inputs: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
             mu, a = self._unconstrained_scale_and_shift(theta)
-            log_scale = -5 * (a / 5).tanh()
+            log_scale = -a / (1 + abs(a / 5))
             return (inputs - mu) * log_scale.exp(), log_scale.sum(1)
 
         def _elementwise_inverse(self, inputs: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
             mu, a = self._unconstrained_scale_and_shift(theta)
-            log_scale = 5 * (a / 5).tanh()
+            log_scale = a / (1 + abs(a / 5))
             return inputs * log_scale.exp() + mu, log_scale.sum(1)
 
     D, parts = model.spec.dims, list[Any]()

@@ -49,7 +49,7 @@ class CDFFlow(Flow):
         if spec.dims != 1:
             raise UsageError(f"cdf-flow is for one dimension, and {spec.name} has {spec.dims}: try maf")
         self.cdf = MixtureCDF(config.components, config.kernel)
-        self.theta = nn.Parameter(self.cdf.initial())
+        self.theta = nn.Parameter(self.cdf.initial()[:, None])  # (P, 1)
 
     def f(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         t, log_slope = self.cdf.logit(x.flatten(1), self.theta)  # F = sigmoid(t)

@@ -7,7 +7,7 @@ The paper draws z_T, a VAE's latents, in one pass a layer, and needs the density
 from eps in one pass a layer, and the density of a given x needs eps, by the iteration that MAF samples with; training
 takes it in every step, with the exact gradient of its fixed point (gencli.nn.made). MAF is this the other way round.
 
-Departures: log sigma is bounded by 5 tanh(log sigma / 5), and actnorm (Glow, 1807.03039) stands between the layers.
+Departures: log sigma is bounded, s / (1 + |s| / 5), and actnorm (Glow, 1807.03039) stands between the layers.
 
 Reference: Improving Variational Inference with Inverse Autoregressive Flow, Kingma, Salimans, Jozefowicz, Chen,
 Sutskever, Welling, 2016, arXiv 1606.04934.

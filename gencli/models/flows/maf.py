@@ -9,7 +9,7 @@ takes one pass a layer, and samples take D steps, or a fixed-point iteration of 
 affine map a layer can have u_i = Phi^-1(F_i(x_i)), F_i the distribution function of a mixture of logistics whose
 parameters are functions of x_1 ... x_{i-1}: one such layer holds conditional densities of any shape.
 
-Departures: actnorm (Glow, 1807.03039) for batch normalisation, and alpha is bounded by 5 tanh(alpha / 5).
+Departures: actnorm (Glow, 1807.03039) for batch normalisation, and alpha is bounded, a / (1 + |a| / 5).
 
 Reference: Masked Autoregressive Flow for Density Estimation, Papamakarios, Pavlakou, Murray, 2017, arXiv 1705.07057.
 """

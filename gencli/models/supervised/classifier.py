@@ -1,6 +1,6 @@
 """Supervised classification: the baseline of every other way to learn features, and the extractor of Fréchet distances.
 
-    L = - sum_k q_k log p_k,   p = softmax(W f(x) + b),   q_k = (1 - epsilon) [k = label] + epsilon / K
+    L = - sum_k q_k log p_k,   p = softmax(W ReLU(f(x)) + b),   q_k = (1 - epsilon) [k = label] + epsilon / K
 
 ``f`` is a small convolutional network, a ResNet or a Wide ResNet, whose output is what :meth:`Classifier.features`
 returns, and epsilon the label smoothing.
@@ -50,7 +50,8 @@ class ClassifierConfig(Config):
 class CNN(nn.Sequential):
     """Pairs of 3x3 convolutions, each followed by 2x2 max-pooling, while at least 4 pixels remain, and a linear layer.
 
-    (n, C, H, W) -> (n, outputs); ``outputs`` = 2 ``channels``, as wide as the convolutions after the first pair.
+    (n, C, H, W) -> (n, outputs), normalised and of both signs: a Fréchet distance sees Gaussians, and what a ReLU leaves
+    of them tells images of a Gaussian from digits half as well. ``outputs`` = 2 ``channels``.
     """
 
     def __init__(self, C: int, H: int, W: int, channels: int) -> None:
@@ -61,9 +62,7 @@ class CNN(nn.Sequential):
                 layers += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), BatchNorm(n_out), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
             C, H, W, n_out = n_out, H // 2, W // 2, 2 * channels
-        # normalised, so that no feature is dead: all of them count in a Fréchet distance
-        last = [nn.Linear(C * H * W, 2 * channels, bias=False), BatchNorm(2 * channels), nn.ReLU()]
-        super().__init__(*layers, nn.Flatten(), *last)
+        super().__init__(*layers, nn.Flatten(), nn.Linear(C * H * W, 2 * channels, bias=False), BatchNorm(2 * channels))
         self.outputs = 2 * channels
         he_normal(self)
 
@@ -113,8 +112,8 @@ class Classifier(Model):
             case "wrn":
                 self.f = WideResNet(C, c.depth or 28, c.width, c.channels or 16, c.dropout)
         self.feature_dim: int = self.f.outputs
-        self.dropout = Dropout(0.0 if c.network == "wrn" else c.dropout)
-        self.head = nn.Linear(self.feature_dim, len(spec.classes))
+        dropout = Dropout(0.0 if c.network == "wrn" else c.dropout)
+        self.head = nn.Sequential(nn.ReLU(), dropout, nn.Linear(self.feature_dim, len(spec.classes)))
         name_layers(self)
 
     @classmethod
@@ -133,7 +132,7 @@ class Classifier(Model):
         return self.f(x).to(torch.get_default_dtype())
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self.head(self.dropout(self._features(x))).to(torch.get_default_dtype())
+        return self.head(self._features(x)).to(torch.get_default_dtype())
 
     def loss(self, b: Any, s: Step) -> dict[str, Any]:
         """Nats an example, and the share of examples whose label is the most probable class."""
