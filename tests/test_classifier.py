@@ -189,8 +189,8 @@ def test_only_the_loss_moves_images(how: dict[str, Any]) -> None:
     ("config", "parameters", "d"),
     [
         ({"network": "wrn"}, 1_467_610, 128),  # WRN-28-2
-        ({"network": "wrn", "width": 10}, 36_479_194, 640),  # 36.5 M (table 4)
-        ({"network": "wrn", "depth": 40, "width": 4}, 8_949_210, 256),  # 8.9 M
+        ({"network": "wrn", "width": 10}, 36_479_194, 640),  # 36.5 M in the paper
+        ({"network": "wrn", "depth": 40, "width": 4}, 8_949_210, 256),  # 8.9 M in the paper
         ({"network": "resnet"}, 11_173_962, 512),  # torchvision's ResNet-18 with another first layer and 10 classes
         ({}, 230_890, 64),
     ],

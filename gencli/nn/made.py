@@ -27,7 +27,7 @@ from gencli.nn.monotone import Monotone
 
 __all__ = ["MADE", "Autoregressive", "MaskedLinear"]
 
-BLOCK = 8  # dimensions that are solved for at once
+BLOCK = 16  # dimensions that are solved for at once
 
 
 class MaskedLinear(nn.Linear):
@@ -177,7 +177,8 @@ class Autoregressive(Bijection):
         W[-1], b[-1] = W[-1].view(D, P, -1)[self.order].flatten(0, 1), b[-1].view(D, P)[self.order].flatten()
         u, passes = u[:, self.order], 0
         h = [u.new_zeros(n, w.shape[1]) for w in W]  # what each layer sees: x, hidden units
-        known = [[k, *(int((d <= k).sum()) for d in made.degrees)] for k in range(D + 1)]  # of each, after k dimensions
+        counts = [torch.searchsorted(d, torch.arange(D + 1), right=True).tolist() for d in made.degrees]
+        known = [list(k) for k in zip(range(D + 1), *counts)]  # of each, after k dimensions
         for k in range(0, D, block):
             end = min(k + block, D)
             done, ready = known[k], known[end]
@@ -205,5 +206,4 @@ class Autoregressive(Bijection):
 
 def _small(step: Tensor, x: Tensor) -> bool:
     """Whether ``step`` is no more than rounding errors of what is as large as ``x`` or 1."""
-    largest = torch.stack([torch.linalg.vector_norm(t, torch.inf) for t in (step, x)]).tolist()
-    return bool(largest[0] <= torch.finfo(step.dtype).eps * max(1.0, largest[1]))
+    return bool(step.abs().max() <= torch.finfo(step.dtype).eps * x.abs().max().clamp_min(1))

@@ -50,8 +50,8 @@ class ClassifierConfig(Config):
 class CNN(nn.Sequential):
     """Pairs of 3x3 convolutions, each followed by 2x2 max-pooling, while at least 4 pixels remain, and a linear layer.
 
-    (n, C, H, W) -> (n, outputs), normalised and of both signs: a Fréchet distance sees Gaussians, and what a ReLU leaves
-    of them tells images of a Gaussian from digits half as well. ``outputs`` = 2 ``channels``.
+    (n, C, H, W) -> (n, outputs), normalised and of both signs: a Fréchet distance takes features for Gaussian, and
+    what a ReLU leaves of these told digits from a Gaussian's images half as well. ``outputs`` = 2 ``channels``.
     """
 
     def __init__(self, C: int, H: int, W: int, channels: int) -> None:
