@@ -144,11 +144,13 @@ class VAE(Conditional, Model):
         q = self.posterior(b.x, labels)
         z = q.at(s.rng.normal("epsilon", (b.x.shape[0], J)))
         reconstruction = -self.log_likelihood(b.x, z, labels).mean()
-        kl_j, kl = s.gather(q.kl_j).mean(0), q.kl.mean()
-        cost = kl_j.clamp_min(self.config.free_bits).sum() if self.config.free_bits else kl
+        kl_j, kl = q.kl_j, q.kl.mean()
+        cost = kl
+        if self.config.free_bits:
+            cost = s.gather(kl_j).mean(0).clamp_min(self.config.free_bits).sum()
         weight = self.config.kl_weight * self._warm(s.progress)
         out = {"loss": (reconstruction + weight * cost) / D, "reconstruction": reconstruction, "kl": kl}
-        out["collapsed"] = (kl_j.detach() < COLLAPSED).to(kl.dtype).sum()
+        out["collapsed"] = (kl_j.detach().mean(0) < COLLAPSED).to(kl.dtype).sum()
         if self.spec.levels is not None:
             out["bits_per_dim"] = (reconstruction + kl) / (D * math.log(2))
         return out
