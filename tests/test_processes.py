@@ -250,6 +250,8 @@ def drawn(name: str) -> dict[str, Tensor]:
             if hasattr(model, "log_prob"):
                 model.chunk = 3
                 found["nats"] = torch.tensor(nll(model, session.val_data, limit=10)["nats"], dtype=torch.float64)
+            if hasattr(model, "features"):
+                found["features"] = model.features(session.val_data.rows(torch.arange(10))["x"])
             return found
 
 
