@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gencli.commands.options import DataRoot, Json
+from gencli.commands.options import DataRoot, ExtractorName, ExtractorWeights, Json
 
 __all__ = ["app"]
 
@@ -89,13 +89,8 @@ def stats(
         "stats.safetensors"
     ),
     split: Annotated[str, typer.Option(help="test, val, train, or all of them.")] = "test",
-    extractor: Annotated[
-        str | None,
-        typer.Option(help="inception, domain, pixels, or a run with features; what suits the data without it."),
-    ] = None,
-    extractor_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The Inception network's weights: .safetensors or .pth.")
-    ] = None,
+    extractor: ExtractorName = None,
+    extractor_weights: ExtractorWeights = None,
     data_root: DataRoot = None,
     json: Json = False,
 ) -> None:

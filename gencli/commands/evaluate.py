@@ -7,15 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from gencli.commands.options import DataName, DataRoot, Device, Devices, Json, Seed, Weights, fan_out
+from gencli.commands.options import (
+    DataName,
+    DataRoot,
+    Device,
+    Devices,
+    ExtractorName,
+    ExtractorWeights,
+    Json,
+    Seed,
+    Weights,
+    fan_out,
+)
 
 __all__ = ["evaluate"]
 
-METRICS = "nll, modes, accuracy, probe, knn, fid, kid, inception-score, precision-recall, memorisation, or all of them"
+CHOICES = "nll, modes, accuracy, probe, knn, fid, kid, inception-score, precision-recall, memorisation, or all of them"
 
 
 def evaluate(
-    metric: Annotated[str, typer.Argument(help=f"{METRICS}.")],
+    metric: Annotated[str, typer.Argument(help=f"{CHOICES}.")],
     subject: Annotated[
         str | None,
         typer.Argument(
@@ -31,13 +42,8 @@ def evaluate(
     data_root: DataRoot = None,
     split: Annotated[str, typer.Option(help="Of the reference: test, val, train, or all of them.")] = "test",
     n: Annotated[int | None, typer.Option("-n", help="At most so many examples, or so many samples.", min=1)] = None,
-    extractor: Annotated[
-        str | None,
-        typer.Option(help="inception, domain, pixels, or a run with features; what suits the data without it."),
-    ] = None,
-    extractor_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The Inception network's weights: .safetensors or .pth.")
-    ] = None,
+    extractor: ExtractorName = None,
+    extractor_weights: ExtractorWeights = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="fid: of each class too, and their mean.")] = False,
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="fid: also for endless samples (Chong and Forsyth 2019).")

@@ -12,6 +12,8 @@ __all__ = [
     "DataRoot",
     "Device",
     "Devices",
+    "ExtractorName",
+    "ExtractorWeights",
     "Json",
     "Overrides",
     "RunName",
@@ -41,6 +43,13 @@ Devices = Annotated[
 DataName = Annotated[str | None, typer.Option("--data", help="A data set's name, or a path; the run's own without it.")]
 DataRoot = Annotated[
     Path | None, typer.Option(help="Folder of standard data sets, in torchvision's layout.", envvar="GENCLI_DATA")
+]
+
+ExtractorName = Annotated[
+    str | None, typer.Option(help="inception, domain, pixels, or a run with features; what suits the data without it.")
+]
+ExtractorWeights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The Inception network's weights: .safetensors or .pth.")
 ]
 
 
