@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from gencli import checkpoint, data
 from gencli.metrics.extractors import BLOCK, Pixels, features
@@ -145,6 +147,34 @@ def test_saved_statistics(gencli: Call) -> None:
     refused(gencli("data", "stats", "digits", "-o", "stats.npz"), 2, ".safetensors")
 
 
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda said, t: said.pop("name"), "'name': Field required"),
+        (lambda said, t: said.pop("data"), "'data': Field required"),
+        (lambda said, t: said.update(spec={"name": "digits"}), "'spec.kind': Field required"),
+        (lambda said, t: said.update(spec=3), "'spec': "),
+        (lambda said, t: said.update(digest=7), "'digest': "),
+        (lambda said, t: said.update(name="inceptoin"), "no extractor 'inceptoin'"),
+        (lambda said, t: t.pop("mean"), "no mean and scatter"),
+        (lambda said, t: t.update(n=torch.tensor([3, 4])), "no mean and scatter"),
+        (lambda said, t: t.update(n=torch.tensor(1)), "do not go with 1 rows"),
+        (lambda said, t: t.update(scatter=t["scatter"][:, :-1].contiguous()), "do not go with 359 rows"),
+        (lambda said, t: t["scatter"].fill_(float("nan")), "not finite"),
+    ],
+)
+def test_statistics_that_gencli_did_not_write(gencli: Call, edit: Callable[..., object], told: str) -> None:
+    if not Path("whole.safetensors").exists():
+        assert gencli("data", "stats", "digits", "-o", "whole.safetensors").code == 0
+    with safe_open("whole.safetensors", "pt") as file:
+        meta = json.loads(file.metadata()["gencli"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    edit(meta["stats"], tensors)
+    save_file(tensors, "edited.safetensors", {"gencli": json.dumps(meta)})
+    call = gencli("eval", "fid", "s.tar", "--data", "edited.safetensors")
+    refused(call, 2 if told.startswith("no extractor") else 3, told)
+
+
 def test_a_changed_folder_never_meets_an_old_number(gencli: Call, tmp_path: Path) -> None:
     shutil.copytree("s", tmp_path / "s")
     ask = (
@@ -189,8 +219,6 @@ def test_metrics_of_samples(gencli: Call) -> None:
     assert 0 <= score["E[H(y|x)]"] <= score["H(y)"] <= np.log(10) and score["splits"] == 10
     both = gencli("eval", "precision-recall", "s.tar").row
     assert 0 <= both["precision"] <= 1 and 0 <= both["recall"] <= 1
-    real = gencli("sample", 1, "-n", 4, "-o", "-")
-    assert real.code == 0
 
 
 def test_real_rows_are_precise_and_complete(gencli: Call, tmp_path: Path) -> None:

@@ -130,15 +130,20 @@ class Moments:
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Moments:
         """The moments that :meth:`tensors` gave; DataError if they do not fit each other."""
-        n, mean = tensors.get("n"), tensors.get("mean")
-        body = tensors.get("scatter", tensors.get("rows"))
-        if n is None or mean is None or body is None or n.dim() or mean.dim() != 1 or body.shape[-1] != len(mean):
+        n, mean, name = tensors.get("n"), tensors.get("mean"), "rows" if "rows" in tensors else "scatter"
+        body = tensors.get(name)
+        if n is None or mean is None or body is None or n.numel() != 1 or mean.dim() != 1:
             raise DataError("these tensors are no mean and scatter")
-        made = Moments(len(mean))
-        if "rows" in tensors:
-            made.add(tensors["rows"])
+        count, d = int(n), len(mean)
+        if body.shape != (count if name == "rows" else d, d) or count < 2 or d < 1:
+            raise DataError(f"{name} of shape {list(body.shape)} do not go with {count} rows of {d} dimensions")
+        if not (body.isfinite().all() and mean.isfinite().all()):
+            raise DataError("statistics that are not finite")
+        made = Moments(d)
+        if name == "rows":
+            made.add(body)
         else:
-            made._n, made._mean, made._scatter = int(n), mean.double(), tensors["scatter"].double()
+            made._n, made._mean, made._scatter = count, mean.double(), body.double()
         return made
 
 

@@ -108,7 +108,7 @@ def _frechet(seen: Seen, reference: Reference | Saved, seed: int, baselines: boo
         beside = reference.baselines(seen.n, seed)
         row |= beside
         if beside.get("gaussian"):
-            row["ratio"] = value / beside["gaussian"]  # type: ignore[operator]
+            row["ratio"] = value / beside["gaussian"]
     return row
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
@@ -28,7 +29,7 @@ from gencli.rng import Keys
 from gencli.sampling import raw
 from gencli.streams import Samples
 
-__all__ = ["Reference", "Saved"]
+__all__ = ["About", "Reference", "Saved"]
 
 WIDEST = 4096  # pixels of the images of which a Gaussian with full covariance is fitted at most
 
@@ -66,7 +67,7 @@ class Reference:
                 self._moments = found
         return self._moments
 
-    def baselines(self, n: int, seed: int) -> dict[str, float | None]:
+    def baselines(self, n: int, seed: int) -> dict[str, float]:
         """Distances to the reference of ``n`` rows of train ("real") and of as many draws of a Gaussian with the mean
         and the covariance of its pixels ("gaussian"): what a perfect and a trivial model would have."""
         if self.train is None:
@@ -93,6 +94,32 @@ class Reference:
         return distance(of, self.moments)
 
 
+class About(BaseModel):
+    """What the header of a file of statistics says of them: the extractor, by name and digest, and the data."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    name: str
+    digest: str
+    extractor: str
+    sha256: str = ""
+    data: str
+    spec: DataSpec
+
+    @staticmethod
+    def read(path: Path) -> About:
+        """DataError if ``path`` is no file of ``gencli data stats``."""
+        said = read_header(path)[0].get("stats")
+        if said is None:
+            raise DataError(f"{path} holds no statistics", hint="gencli data stats writes them")
+        try:
+            return About.model_validate_json(json.dumps(said))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "what it says of them"
+            raise DataError(f"{path} holds no statistics that gencli wrote: {short(where)}: {first['msg']}") from None
+
+
 class Saved:
     """The statistics of a reference in a file of ``gencli data stats``.
 
@@ -100,35 +127,31 @@ class Saved:
     """
 
     def __init__(self, path: Path, extractor: Extractor) -> None:
-        meta, tensors = read_header(path)
-        said = meta.get("stats")
-        if not isinstance(said, dict) or not {"mean", "n"} <= set(tensors):
-            raise DataError(f"{path} holds no statistics", hint="gencli data stats writes them")
-        if said.get("digest") != extractor.digest:
-            theirs, ours = said.get("extractor"), extractor.about["extractor"]
-            raise DataError(f"{path}: made by {short(theirs)} {short(said.get('sha256'))}, not by {ours} as it is here")
-        self.name, self.moments = str(said["data"]), Moments.of(load_file(path))
-        self.spec, self.size = DataSpec.model_validate(said["spec"]), self.moments.n
+        about = About.read(path)
+        if about.digest != extractor.digest:
+            ours = extractor.about["extractor"]
+            made_by = f"made by {short(about.extractor)} {short(about.sha256)}"
+            raise DataError(f"{path}: {made_by}, not by {ours} as it is here")
+        try:
+            self.moments = Moments.of(load_file(path))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        self.name, self.spec, self.size = about.data, about.spec, self.moments.n
 
     @staticmethod
     def write(path: Path, reference: Reference) -> None:
         """Save the statistics of ``reference``."""
-        extractor = reference.extractor
-        said = extractor.about | {
-            "name": extractor.name,
-            "digest": extractor.digest,
-            "data": reference.name,
-            "rows": reference.moments.n,
-        }
-        said |= {"of": reference.source.digest, "spec": reference.spec.model_dump(mode="json")}
+        extractor, moments = reference.extractor, reference.moments
+        said = extractor.about | {"name": extractor.name, "digest": extractor.digest, "data": reference.name}
+        said |= {"rows": moments.n, "of": reference.source.digest, "spec": reference.spec.model_dump(mode="json")}
         metadata = {"gencli": files.canonical({"stats": said})}
-        files.write_bytes(path, to_bytes(reference.moments.tensors(), metadata=metadata))
+        files.write_bytes(path, to_bytes(moments.tensors(), metadata=metadata))
 
     def seen(self, keep: Collection[str]) -> Seen:
         """UsageError: the rows are not there."""
         raise UsageError(f"{self.name}: saved statistics serve fid alone", hint="--data with a data set's name or path")
 
-    def baselines(self, n: int, seed: int) -> dict[str, float | None]:
+    def baselines(self, n: int, seed: int) -> dict[str, float]:
         """None: the rows are not there."""
         return {}
 

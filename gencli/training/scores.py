@@ -12,15 +12,14 @@ import torch
 from gencli import data as sets
 from gencli import sampling
 from gencli.checkpoint import Loaded
-from gencli.console import DataError, UsageError, nearest
-from gencli.contract import DataSpec, Model
+from gencli.console import UsageError, nearest
+from gencli.contract import Model
 from gencli.data import points
 from gencli.data.source import Source, Whole
 from gencli.data.text import respelt
-from gencli.header import read_header
 from gencli.metrics import classification, likelihood, modes, quality
 from gencli.metrics.extractors import Extractor, Network, Pixels
-from gencli.metrics.reference import Reference, Saved
+from gencli.metrics.reference import About, Reference, Saved
 from gencli.metrics.seen import Subject, see
 from gencli.models import model_class
 from gencli.rng import seeded
@@ -281,11 +280,8 @@ def reference(name: str, asked: Asked, device: Any = "cpu") -> tuple[Extractor, 
     """What samples are compared by, and with: data set ``name``, or a file of its statistics."""
     given: dict[str, Any] = {"root": asked.root, "file": asked.extractor_weights, "device": device}
     if name.endswith(".safetensors"):
-        said = read_header(name)[0].get("stats")
-        if not isinstance(said, dict):
-            raise DataError(f"{name} holds no statistics", hint="gencli data stats writes them")
-        spec = DataSpec.model_validate(said["spec"])
-        extractor = choose(asked.extractor or str(said["name"]), spec, data_name=spec.name, **given)
+        about = About.read(Path(name))
+        extractor = choose(asked.extractor or about.name, about.spec, data_name=about.spec.name, **given)
         return extractor, Saved(Path(name), extractor)
     source = _split(name, asked, asked.root)
     extractor = choose(asked.extractor or default(source.spec), source.spec, data_name=name, **given)
