@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gencli import checkpoint, console, data, files, processes, recipe
-from gencli.console import UsageError, nearest
+from gencli.console import DataError, UsageError, nearest
 from gencli.contract import DataSpec
 from gencli.metrics.classification import accuracy
 from gencli.metrics.extractors import DIGITS, Extractor, Network, OfInception, Pixels, file_digest
@@ -58,7 +58,7 @@ def choose(
         return _domain(data_name, root, device)
     try:
         loaded = checkpoint.load(find(name), device=str(device))
-    except console.DataError as error:
+    except DataError as error:
         if os.path.exists(name):
             raise
         near = nearest(name, EXTRACTORS)
@@ -92,7 +92,7 @@ def _trained(name: str, root: str | None, device: Any) -> Path:
     )
     key = f"{recipe.digest(chosen)}-{chosen.train.steps}-{data.load(name, 'train', root).digest}"
     folder = files.cache_folder() / "extractors" / key
-    if processes.first(folder.exists):
+    if processes.first(lambda: _serves(folder)):
         return folder
     console.say(f"training a classifier of {name} to compare features by, once: {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +103,19 @@ def _trained(name: str, root: str | None, device: Any) -> Path:
             session.fit(preview=False)
     processes.first(lambda: _put(run.path, folder))
     return folder
+
+
+def _serves(folder: Path) -> bool:
+    """Whether a classifier lies there that can be read; one that cannot (another version wrote it) is taken away."""
+    if not folder.exists():
+        return False
+    try:
+        checkpoint.load(find(str(folder)))
+    except DataError as error:
+        console.say(f"{folder} cannot be read and is made anew: {error}")
+        shutil.rmtree(folder)
+        return False
+    return True
 
 
 def _put(made: Path, folder: Path) -> None:
