@@ -167,7 +167,6 @@ def _fit(session: Any, preview: bool) -> None:
     """Train, and say at the end what came out and what to do with it."""
     from gencli import console, processes
     from gencli.metrics.likelihood import baseline
-    from gencli.streams import default_name
 
     run, began = session.run, time.monotonic()
     if processes.rank() > 0:
@@ -184,7 +183,8 @@ def _fit(session: Any, preview: bool) -> None:
         f"{session.device}{several}, {run.path}"
     )
     session.fit(preview=preview)
-    console.say(f"trained in {time.monotonic() - began:.0f} s; picture: {run.path}/samples")
+    drawn = f"; picture: {run.path}/samples" if hasattr(session.model, "sample") else ""
+    console.say(f"trained in {time.monotonic() - began:.0f} s{drawn}")
     best = session.course.best
     if best is not None:
         line = f"{best['metric'].replace('_', ' ')} {best['value']:.4f} on {session.val_data.name}@val (step {best['step']})"
@@ -192,8 +192,20 @@ def _fit(session: Any, preview: bool) -> None:
             what, bits = baseline(session.train_data, session.val_data)
             line += f"; {what.replace('_', ' ')} {bits:.4f}"
         console.say(line)
-    shown = default_name("grid", session.model.spec)
-    console.say(f"next: gencli sample {run.path} -n 64 -o {shown}" + ("; gencli eval nll" if best else ""))
+    console.say("next: " + "; ".join(_next(session.model, run.path)))
+
+
+def _next(model: Any, path: Path) -> list[str]:
+    """Commands that show what a trained model can do."""
+    from gencli.streams import default_name
+
+    shown = default_name("grid", model.spec)
+    return [
+        *([f"gencli sample {path} -n 64 -o {shown}"] if hasattr(model, "sample") else []),
+        *(["gencli eval nll"] if model.likelihood is not None else []),
+        *(["gencli eval accuracy"] if hasattr(model, "classify") else []),
+        *(["gencli eval probe"] if hasattr(model, "features") and not hasattr(model, "classify") else []),
+    ]
 
 
 def _dry_run(recipe: Any) -> None:
