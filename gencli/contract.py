@@ -209,8 +209,13 @@ class Model(nn.Module):
 
     @classmethod
     def streams(cls, config: Any) -> dict[str, Stream]:
-        """What this model needs of its data."""
-        return {"x": Stream()}
+        """What this model needs of its data: by default x, and labels too where ``model.conditional`` is on."""
+        return {"x": Stream(("x", "label") if getattr(config, "conditional", False) else ("x",))}
+
+    @property
+    def conditional(self) -> bool:
+        """Whether training, likelihood, samples and latents are told the class."""
+        return bool(getattr(self.config, "conditional", False))
 
     def phases(self) -> list[Phase]:
         """The moves of one step, in order."""

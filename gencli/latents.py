@@ -22,7 +22,6 @@ __all__ = [
     "between",
     "bilinear",
     "class_means",
-    "conditional",
     "decoded",
     "drawn",
     "encode",
@@ -117,11 +116,6 @@ def traversal(z: Tensor, dims: Sequence[int], values: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------- latents of a model
 
 
-def conditional(model: Any) -> bool:
-    """Whether the model encodes and decodes by class."""
-    return bool(getattr(model.config, "conditional", False))
-
-
 def drawn(model: Any, n: int, *, seed: int) -> Tensor:
     """``n`` latents drawn from the prior."""
     with scope(SampleRng(seed, range(n), "interpolate", _device(model))) as rng:
@@ -182,7 +176,7 @@ def encodings(
                 keep = torch.isin(y, torch.tensor(classes))
                 x, y, index = x[keep], y[keep], index[keep]
             if len(x):
-                labels = y if conditional(model) else None
+                labels = y if model.conditional else None
                 yield encode(model, x, seed=seed, labels=labels, rows=index.tolist()), y
             progress.update(start + len(fields["x"]))
 
@@ -215,7 +209,7 @@ def activity(model: Any, source: Source, n: int = 1000) -> tuple[Tensor, int]:
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, n, model.chunk):
         fields = source.rows(torch.arange(start, min(start + model.chunk, n)))
-        labels = fields["label"].to(_device(model)) if conditional(model) else None
+        labels = fields["label"].to(_device(model)) if model.conditional else None
         with torch.no_grad():
             total = total + model.kl_per_dimension(fields["x"].to(_device(model)), labels).double().sum(0).cpu()
     return total / n, n

@@ -73,14 +73,13 @@ def draw(
     """
     options = dict(options or {})
     check_options(model.sample, options)
-    conditional = bool(getattr(model.config, "conditional", False))
-    if labels and not conditional:
+    if labels and not model.conditional:
         raise UsageError("this model is not class-conditional: it takes no labels")
     device = next(model.parameters()).device
     size = chunk or model.chunk
 
     def classes(start: int) -> Tensor | None:
-        return labels_for(model.spec, range(start, start + size), labels, device) if conditional else None
+        return labels_for(model.spec, range(start, start + size), labels, device) if model.conditional else None
 
     def one(start: int) -> np.ndarray[Any, Any]:
         with scope(SampleRng(seed, range(start, start + size), "sample", device)) as rng:

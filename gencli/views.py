@@ -52,10 +52,9 @@ def draw(
     if not all(hasattr(model, method) for method in VIEWS[view]):
         why = "it has no likelihood" if view == "density" else "it has no latents"
         raise UsageError(f"this model has no {view} to view: {why}", hint="gencli models lists what each can do")
-    conditional = bool(getattr(model.config, "conditional", False))
-    if labels and not conditional:
+    if labels and not model.conditional:
         raise UsageError("this model is not class-conditional: it takes no labels")
-    if conditional and (view == "map" or len(labels or ()) != 1):
+    if model.conditional and (view == "map" or len(labels or ()) != 1):
         one = "the map of a class-conditional model" if view == "map" else "a density of all classes at once"
         raise UsageError(f"there is no view of {one}", hint="--view density --labels 0")
     if view == "density":

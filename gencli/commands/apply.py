@@ -117,9 +117,9 @@ def _reconstruct(
     else:
         fields = _rows(loaded, inputs, data, root, split, n)
         x, name = fields["x"], f"{data or loaded.meta['recipe']['data']['name']}@{split}"
-        if latents.conditional(model) and wanted is None and "label" in fields:
+        if model.conditional and wanted is None and "label" in fields:
             wanted = fields["label"].tolist()
-    if latents.conditional(model) and wanted is None:
+    if model.conditional and wanted is None:
         raise UsageError("this model encodes by class: say of which one each input is, such as --labels 3")
     y = labels_for(spec, range(len(x)), wanted) if wanted else None
     z = latents.encode(model, x, seed=seed, labels=y)
@@ -148,10 +148,9 @@ def _wanted(model: Any, labels: str | None) -> list[int] | None:
     """The classes that ``labels`` names; UsageError unless the model is of classes."""
     from gencli.commands.sample import parse_labels
     from gencli.console import UsageError
-    from gencli.latents import conditional
 
     wanted = parse_labels(labels, model.spec.classes)
-    if labels and not conditional(model):
+    if labels and not model.conditional:
         raise UsageError("this model is not class-conditional: it takes no labels")
     return wanted
 
@@ -174,7 +173,6 @@ def _complete(
 
     from gencli import pictures
     from gencli.given import read_prompts
-    from gencli.latents import conditional
     from gencli.sampling import check_options, completions
 
     model, spec = loaded.model, loaded.model.spec
@@ -189,7 +187,7 @@ def _complete(
             wanted = rows["label"].tolist()
     heads = [_head(p, spec, given) for p in prompts]
     y = completions(
-        model, heads, each=each, seed=seed, labels=wanted if conditional(model) else None, options=options
+        model, heads, each=each, seed=seed, labels=wanted if model.conditional else None, options=options
     )  # (n, each, ...)
     grid = None
     if spec.kind == "image":

@@ -153,13 +153,12 @@ class _Walker:
     def __init__(
         self, loaded: Any, root: Any, seed: int, labels: str | None, path: str | None, steps: int, loop: bool
     ) -> None:
-        from gencli import latents
         from gencli.commands.sample import parse_labels
         from gencli.console import UsageError
 
         self.loaded, self.model, self.spec = loaded, loaded.model, loaded.model.spec
         self.root, self.seed, self.path, self.steps, self.loop = root, seed, path, steps, loop
-        self.conditional = latents.conditional(self.model)
+        self.conditional = self.model.conditional
         self.labels = parse_labels(labels, self.spec.classes)
         if self.labels and not self.conditional:
             raise UsageError("this model is not class-conditional: it takes no labels")

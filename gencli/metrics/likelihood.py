@@ -56,13 +56,12 @@ def nll(model: Model, source: Any, *, seed: int = 0, limit: int | None = None) -
         what = "symbols" if source.spec.kind == "text" else "samples a second"
         raise UsageError(f"the {what} of {source.name} are not those of {model.spec.name}, which the model knows")
     device = next(model.parameters()).device
-    conditional = bool(getattr(model.config, "conditional", False))
-    if conditional and not source.spec.classes:
+    if model.conditional and not source.spec.classes:
         raise UsageError(f"the model is class-conditional, and {source.name} has no labels")
 
     def one(rows: range) -> np.ndarray[Any, Any]:
         fields = source.rows(torch.tensor(rows))
-        labels = fields["label"].to(device) if conditional else None
+        labels = fields["label"].to(device) if model.conditional else None
         with scope(SampleRng(seed, rows, f"eval-{source.split}", device)) as rng:
             return -model.log_prob(fields["x"].to(device), rng, labels=labels).double().cpu().numpy()
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gencli.console import UsageError
-from gencli.contract import Config, DataSpec, Model, Step, Stream
+from gencli.contract import Config, DataSpec, Model, Step
 from gencli.nn.bijections import initialise
 from gencli.nn.dequantization import Dequantization, dequantizer
 from gencli.rng import Rng
@@ -85,11 +85,6 @@ class Flow(Model):
         noisy = self.spec.levels is not None and self.config.dequantization != "none"
         return "lower bound" if noisy else "density"
 
-    @classmethod
-    def streams(cls, config: Any) -> dict[str, Stream]:
-        """Labels too where the model is conditional."""
-        return {"x": Stream(("x", "label") if getattr(config, "conditional", False) else ("x",))}
-
     # ------------------------------------------------------------------ training
 
     def prepare(self, b: Any, s: Step) -> None:
@@ -103,7 +98,7 @@ class Flow(Model):
         return {"loss": nats} | ({"bits_per_dim": nats / math.log(2)} if self.likelihood == "lower bound" else {})
 
     def _labels(self, b: Any) -> Tensor | None:
-        return b.label if getattr(self.config, "conditional", False) else None
+        return b.label if self.conditional else None
 
     # ------------------------------------------------------------------ raw data and real numbers
 

@@ -170,7 +170,7 @@ class Sequences(Conditional, nn.Module):
 
     def loss(self, b: Any, s: Step) -> dict[str, Any]:
         """Nats a dimension."""
-        nats = self.nll(b.x, b.label if self.config.conditional else None).mean()
+        nats = self.nll(b.x, b.label if self.conditional else None).mean()
         return {"loss": nats, "bits_per_dim": nats.detach() / math.log(2)}
 
     def log_prob(self, x: Tensor, rng: Rng, labels: Tensor | None = None) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gencli.console import UsageError
-from gencli.contract import Config, DataSpec, Model, Step, Stream
+from gencli.contract import Config, DataSpec, Model, Step
 from gencli.nn.causal import (
     CausalConv2d,
     Chain,
@@ -209,10 +209,6 @@ class PixelCNN(Conditional, Model):
         self.last = HorizontalConv2d(head, C * spec.levels, 1, centre(head, C * spec.levels, self.colours))
         name_layers(self)
 
-    @classmethod
-    def streams(cls, config: PixelCNNConfig) -> dict[str, Stream]:
-        return {"x": Stream(("x", "label") if config.conditional else ("x",))}
-
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits (n, C, H, W, levels) of raw images (n, C, H, W)."""
         return self.network(self.spec.scale(x), self.one_hot(labels))
@@ -230,7 +226,7 @@ class PixelCNN(Conditional, Model):
 
     def loss(self, b: Any, s: Step) -> dict[str, Any]:
         """Nats a dimension."""
-        nats = self.nll(b.x, b.label if self.config.conditional else None).mean()
+        nats = self.nll(b.x, b.label if self.conditional else None).mean()
         return {"loss": nats, "bits_per_dim": nats.detach() / math.log(2)}
 
     def log_prob(self, x: Tensor, rng: Rng, labels: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gencli.console import UsageError
-from gencli.contract import Config, DataSpec, Model, Step, Stream
+from gencli.contract import Config, DataSpec, Model, Step
 from gencli.nn.causal import Naive, Network, concat_elu, draw_pixels
 from gencli.nn.causal_cache import LevelCache, TwoRows
 from gencli.nn.conditional import Conditional
@@ -166,10 +166,6 @@ class PixelCNNPP(Conditional, Model):
         self.head = NormedConv2d(p, self.mixture.parameters)
         name_layers(self)
 
-    @classmethod
-    def streams(cls, config: PixelCNNPPConfig) -> dict[str, Stream]:
-        return {"x": Stream(("x", "label") if config.conditional else ("x",))}
-
     def prepare(self, b: Any, s: Step) -> None:
         """Every layer's output has zero mean and unit variance over the first batch (section 3 of 1602.07868)."""
         initialise(self, lambda: self(b.x, self._labels(b)))
@@ -185,7 +181,7 @@ class PixelCNNPP(Conditional, Model):
         return self.head(F.elu(ul))
 
     def _labels(self, b: Any) -> Tensor | None:
-        return b.label if self.config.conditional else None
+        return b.label if self.conditional else None
 
     def loss(self, b: Any, s: Step) -> dict[str, Any]:
         """Nats a dimension."""

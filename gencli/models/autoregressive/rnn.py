@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gencli.contract import Config, DataSpec, Model, Stream
+from gencli.contract import Config, DataSpec, Model
 from gencli.nn.dropout import Dropout, name_layers
 from gencli.nn.sequence import Inputs, Sequences
 
@@ -64,10 +64,6 @@ class RNN(Sequences, Model):
         self.dropout = nn.ModuleList(Dropout(config.dropout) for _ in widths)
         self.head = nn.Linear(config.hidden, spec.levels)
         name_layers(self)
-
-    @classmethod
-    def streams(cls, config: RNNConfig) -> dict[str, Stream]:
-        return {"x": Stream(("x", "label") if config.conditional else ("x",))}
 
     def network(self, inputs: Tensor, h: Tensor | None) -> Tensor:
         """Logits (n, D, levels) of inputs (n, D, width) and one-hot classes (n, classes)."""

@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gencli.contract import Config, DataSpec, Model, Stream
+from gencli.contract import Config, DataSpec, Model
 from gencli.nn.dropout import Dropout, name_layers
 from gencli.nn.sequence import Inputs, Sequences
 
@@ -99,10 +99,6 @@ class WaveNet(Sequences, Model):
         self.head = nn.Linear(skip, skip)
         self.last = nn.Linear(skip, spec.levels)
         name_layers(self)
-
-    @classmethod
-    def streams(cls, config: WaveNetConfig) -> dict[str, Stream]:
-        return {"x": Stream(("x", "label") if config.conditional else ("x",))}
 
     @property
     def receptive_field(self) -> int:

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.console import UsageError
-from gencli.contract import Config, DataSpec, Model, Step, Stream
+from gencli.contract import Config, DataSpec, Model, Step
 from gencli.nn.conditional import Conditional
 from gencli.nn.convnets import ConvDecoder, ConvEncoder
 from gencli.nn.dropout import name_layers
@@ -30,7 +30,9 @@ __all__ = ["VAE", "Posterior", "VAEConfig", "kl_to_standard_normal"]
 
 # sigma^2 in [e^-20, e^20]: a posterior beyond that overflows, and no data needs one
 LOG_VAR = 20.0
-COLLAPSED = 0.01  # nats: a latent dimension with less KL than this says nothing of x
+# nats: a latent dimension with less KL than this says nothing of x. Counted an example, as a mean over processes is
+# the mean over the batch then
+COLLAPSED = 0.01
 
 
 def kl_to_standard_normal(mu: Tensor, log_var: Tensor) -> Tensor:
@@ -130,17 +132,12 @@ class VAE(Conditional, Model):
             self.decoder = ConvDecoder(J + K, out, size, c.channels, blocks, c.activation)
         name_layers(self)
 
-    @classmethod
-    def streams(cls, config: VAEConfig) -> dict[str, Stream]:
-        """Labels too where the model is conditional."""
-        return {"x": Stream(("x", "label") if config.conditional else ("x",))}
-
     # ------------------------------------------------------------------ training
 
     def loss(self, b: Any, s: Step) -> dict[str, Any]:
         """Minus the ELBO in nats a dimension, so that learning rates carry over between models and data sets."""
         D, J = self.spec.dims, self.config.latents
-        labels = b.label if self.config.conditional else None
+        labels = b.label if self.conditional else None
         q = self.posterior(b.x, labels)
         z = q.at(s.rng.normal("epsilon", (b.x.shape[0], J)))
         reconstruction = -self.log_likelihood(b.x, z, labels).mean()
@@ -150,7 +147,7 @@ class VAE(Conditional, Model):
             cost = s.gather(kl_j).mean(0).clamp_min(self.config.free_bits).sum()
         weight = self.config.kl_weight * self._warm(s.progress)
         out = {"loss": (reconstruction + weight * cost) / D, "reconstruction": reconstruction, "kl": kl}
-        out["collapsed"] = (kl_j.detach().mean(0) < COLLAPSED).to(kl.dtype).sum()
+        out["collapsed"] = (kl_j.detach() < COLLAPSED).to(kl.dtype).sum(1).mean()
         if self.spec.levels is not None:
             out["bits_per_dim"] = (reconstruction + kl) / (D * math.log(2))
         return out
