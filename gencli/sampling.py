@@ -18,7 +18,7 @@ from gencli.contract import DataSpec, Model, Step
 from gencli.rng import SampleRng, using
 from gencli.streams import Samples
 
-__all__ = ["check_options", "completions", "draw", "labels_for", "picture", "raw", "scope"]
+__all__ = ["check_options", "class_of", "completions", "draw", "labels_for", "parse_labels", "picture", "raw", "scope"]
 
 
 @contextmanager
@@ -39,6 +39,31 @@ def labels_for(spec: DataSpec, rows: Sequence[int], wanted: Sequence[int] | None
     """The labels of sample rows: ``wanted`` repeated, or every class in turn."""
     cycle = list(wanted) if wanted else list(range(len(spec.classes)))
     return torch.tensor([cycle[r % len(cycle)] for r in rows], device=device)
+
+
+def class_of(word: str, spec: DataSpec, what: str = "an unknown class") -> int:
+    """The class that ``word``, a name or a number, stands for; UsageError that calls it ``what`` if it is none."""
+    names = spec.classes
+    if word in names:
+        return names.index(word)
+    if word.isdecimal() and int(word) < len(names):
+        return int(word)
+    some = f"the classes are {', '.join(names[:20])}" if names else f"{spec.name} has no classes"
+    raise UsageError(f"{word!r} is {what}{nearest(word, names)}: {some}{', ...' if len(names) > 20 else ''}")
+
+
+def parse_labels(text: str | None, model: Model) -> list[int] | None:
+    """The classes of ``3``, ``0,1,2`` or names; UsageError for an unknown one, or where the model is told no class."""
+    if text is None:
+        return None
+    found = [class_of(word, model.spec) for word in text.split(",")]
+    _check_conditional(model)
+    return found
+
+
+def _check_conditional(model: Model) -> None:
+    if not model.conditional:
+        raise UsageError("this model is not class-conditional: it takes no labels")
 
 
 def check_options(method: Any, options: Mapping[str, Any]) -> None:
@@ -73,8 +98,8 @@ def draw(
     """
     options = dict(options or {})
     check_options(model.sample, options)
-    if labels and not model.conditional:
-        raise UsageError("this model is not class-conditional: it takes no labels")
+    if labels:
+        _check_conditional(model)
     device = next(model.parameters()).device
     size = chunk or model.chunk
 

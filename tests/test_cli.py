@@ -499,7 +499,7 @@ def test_completions_keep_what_is_given(at_shop: Path, gencli: Call) -> None:
         (["temprature=1"], "did you mean 'temperature'?"),
         (["temperature=0"], "positive"),
         (["--labels", "3"], "not class-conditional"),
-        (["--labels", "x"], "unknown class 'x'"),
+        (["--labels", "x"], "'x' is an unknown class"),
     ]:
         refused(gencli("apply", RUNS["pixelcnn"], *more, "--as", "complete"), 2, said)
     refused(gencli("apply", RUNS["pixelcnn"], "--as", "complete", "--data", "shapes"), 2, "shapes is not what")

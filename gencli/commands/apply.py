@@ -108,10 +108,10 @@ def _reconstruct(
     from gencli import latents, pictures
     from gencli.console import UsageError
     from gencli.given import read_images
-    from gencli.sampling import labels_for
+    from gencli.sampling import labels_for, parse_labels
 
     model, spec = loaded.model, loaded.model.spec
-    wanted = _wanted(model, labels)
+    wanted = parse_labels(labels, model)
     if inputs and not data:
         x, name = read_images(inputs, spec)[:n], "given"
     else:
@@ -144,17 +144,6 @@ def _reconstruct(
     }
 
 
-def _wanted(model: Any, labels: str | None) -> list[int] | None:
-    """The classes that ``labels`` names; UsageError unless the model is of classes."""
-    from gencli.commands.sample import parse_labels
-    from gencli.console import UsageError
-
-    wanted = parse_labels(labels, model.spec.classes)
-    if labels and not model.conditional:
-        raise UsageError("this model is not class-conditional: it takes no labels")
-    return wanted
-
-
 def _complete(
     loaded: Any,
     inputs: list[str],
@@ -173,11 +162,11 @@ def _complete(
 
     from gencli import pictures
     from gencli.given import read_prompts
-    from gencli.sampling import check_options, completions
+    from gencli.sampling import check_options, completions, parse_labels
 
     model, spec = loaded.model, loaded.model.spec
     check_options(model.complete, options)
-    wanted = _wanted(model, labels)
+    wanted = parse_labels(labels, model)
     if inputs and not data:
         prompts = read_prompts(inputs, spec)[:n]
     else:

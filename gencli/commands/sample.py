@@ -74,7 +74,7 @@ def _sample(
     from gencli import console, pictures, processes, streams
     from gencli.commands.options import load_run
     from gencli.console import UsageError
-    from gencli.sampling import check_options, draw, picture
+    from gencli.sampling import check_options, draw, parse_labels, picture
 
     loaded = load_run(run, weights, device)
     if not hasattr(loaded.model, "sample"):
@@ -82,7 +82,7 @@ def _sample(
     check_options(loaded.model.sample, options)
     spec = loaded.model.spec
     out = out or streams.default_name("samples", spec)
-    wanted = parse_labels(labels, spec.classes)
+    wanted = parse_labels(labels, loaded.model)
     chunks = draw(loaded.model, n, seed=seed, labels=wanted, options=options, chunk=loaded.meta["chunk"])
     if processes.rank() > 0:  # the first writes what all have drawn
         for _ in chunks:
@@ -115,6 +115,7 @@ def _view(
     from gencli import console, pictures, processes, views
     from gencli.commands.options import load_run
     from gencli.console import UsageError
+    from gencli.sampling import parse_labels
 
     views.check(view)
     if options:
@@ -123,7 +124,7 @@ def _view(
     if not out.endswith(".png"):
         raise UsageError(f"a view is a picture: -o {view}.png, not {out}")
     loaded = load_run(run, weights, device)
-    wanted = parse_labels(labels, loaded.model.spec.classes)
+    wanted = parse_labels(labels, loaded.model)
     source = _data_of(loaded)
     data = None if source is None else source.rows(torch.arange(min(n, source.size or n)))["x"].numpy()
     image, row = views.draw(view, loaded.model, data, seed=seed, labels=wanted)
@@ -163,20 +164,3 @@ def parse_options(words: list[str]) -> dict[str, Any]:
             raise UsageError(f"{word!r} is no KEY=VALUE")
         parsed[key] = scalar(text)
     return parsed
-
-
-def parse_labels(text: str | None, classes: tuple[str, ...]) -> list[int] | None:
-    """``3``, ``0,1,2`` or class names; UsageError for an unknown one."""
-    from gencli.console import UsageError, nearest
-
-    if text is None:
-        return None
-    found = []
-    for word in text.split(","):
-        if word in classes:
-            found.append(classes.index(word))
-        elif word.isdecimal() and int(word) < len(classes):
-            found.append(int(word))
-        else:
-            raise UsageError(f"unknown class {word!r}{nearest(word, classes)}: the classes are {', '.join(classes)}")
-    return found
