@@ -27,6 +27,7 @@ CAPABILITIES: dict[str, tuple[str, ...]] = {
     "completes": ("complete",),
     "latents": ("prior", "decode"),
     "encodes": ("encode",),
+    "inverts": ("to_real", "from_real", "f", "f_inverse"),
     "features": ("features",),
     "classes": ("classify",),
     "translates": ("translate",),
@@ -198,6 +199,10 @@ class Model(nn.Module):
         prior: Callable[..., Tensor]
         decode: Callable[..., Tensor]
         encode: Callable[..., Tensor]
+        to_real: Callable[..., tuple[Tensor, Tensor]]
+        f: Callable[..., tuple[Tensor, Tensor]]
+        f_inverse: Callable[..., Tensor]
+        from_real: Callable[..., Tensor]
     # what log_prob returns, named wherever the number is printed
     likelihood: ClassVar[Literal["exact", "lower bound", "estimate", "density"] | None] = None
     # examples a sampler or an evaluation computes at once; part of the checkpoint, since bits depend on it

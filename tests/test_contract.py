@@ -383,6 +383,7 @@ ARROWS: dict[str, set[str]] = {
     "sampling": MIDDLE | {"streams", "pictures"},
     "latents": MIDDLE | {"sampling", "given"},
     "views": MIDDLE | {"sampling", "pictures"},
+    "walks": MIDDLE | {"given", "latents", "pictures", "sampling", "streams"},
     "metrics": MIDDLE | {"header", "pickles", "pictures", "sampling", "streams"},
     "training": MIDDLE | {"header", "metrics", "sampling", "streams", "pictures"},
     "gencli": {"checkpoint", "contract"},

@@ -22,7 +22,7 @@ from gencli.commands.options import (
 
 __all__ = ["evaluate"]
 
-CHOICES = "nll, modes, accuracy, probe, knn, fid, kid, inception-score, precision-recall, memorisation, or all of them"
+CHOICES = "nll, inverse, modes, accuracy, probe, knn, fid, kid, inception-score, precision-recall, memorisation, or all of them"
 
 
 def evaluate(

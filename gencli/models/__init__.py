@@ -48,7 +48,7 @@ TABLE: dict[str, Entry] = {
             "Chin-Wei Huang, David Krueger, Alexandre Lacoste, Aaron Courville",
             2018,
             "1804.00779",
-            ("samples", "likelihood", "latents", "encodes"),
+            ("samples", "likelihood", "latents", "encodes", "inverts"),
         ),
         Entry(
             "ffjord",
@@ -58,7 +58,7 @@ TABLE: dict[str, Entry] = {
             "Will Grathwohl, Ricky T. Q. Chen, Jesse Bettencourt, Ilya Sutskever, David Duvenaud",
             2018,
             "1810.01367",
-            ("samples", "likelihood", "latents", "encodes"),
+            ("samples", "likelihood", "latents", "encodes", "inverts"),
         ),
         Entry(
             "glow",
@@ -68,7 +68,7 @@ TABLE: dict[str, Entry] = {
             "Diederik P. Kingma, Prafulla Dhariwal",
             2018,
             "1807.03039",
-            ("samples", "likelihood", "latents", "encodes"),
+            ("samples", "likelihood", "latents", "encodes", "inverts"),
         ),
         Entry(
             "iaf",
@@ -78,7 +78,7 @@ TABLE: dict[str, Entry] = {
             "Diederik P. Kingma, Tim Salimans, Rafal Jozefowicz, Xi Chen, Ilya Sutskever, Max Welling",
             2016,
             "1606.04934",
-            ("samples", "likelihood", "latents", "encodes"),
+            ("samples", "likelihood", "latents", "encodes", "inverts"),
         ),
         Entry(
             "maf",
@@ -88,7 +88,7 @@ TABLE: dict[str, Entry] = {
             "George Papamakarios, Theo Pavlakou, Iain Murray",
             2017,
             "1705.07057",
-            ("samples", "likelihood", "latents", "encodes"),
+            ("samples", "likelihood", "latents", "encodes", "inverts"),
         ),
         Entry(
             "nice",
@@ -98,7 +98,7 @@ TABLE: dict[str, Entry] = {
             "Laurent Dinh, David Krueger, Yoshua Bengio",
             2014,
             "1410.8516",
-            ("samples", "likelihood", "latents", "encodes"),
+            ("samples", "likelihood", "latents", "encodes", "inverts"),
         ),
         Entry(
             "classifier",
@@ -138,7 +138,7 @@ TABLE: dict[str, Entry] = {
             "Laurent Dinh, Jascha Sohl-Dickstein, Samy Bengio",
             2016,
             "1605.08803",
-            ("samples", "likelihood", "latents", "encodes"),
+            ("samples", "likelihood", "latents", "encodes", "inverts"),
         ),
         Entry(
             "rnn",

@@ -19,6 +19,7 @@ from gencli.data.source import Source, Whole
 from gencli.data.text import respelt
 from gencli.metrics import classification, likelihood, modes, quality
 from gencli.metrics.extractors import Extractor, Network, Pixels
+from gencli.metrics.inverse import inverse
 from gencli.metrics.reference import About, Reference, Saved
 from gencli.metrics.seen import Subject, see
 from gencli.models import model_class
@@ -39,10 +40,18 @@ __all__ = [
     "scores",
 ]
 
-OF_MODELS = ("nll", "modes", "accuracy", "probe", "knn")
+OF_MODELS = ("nll", "inverse", "modes", "accuracy", "probe", "knn")
 OF_SAMPLES = ("fid", "kid", "inception-score", "precision-recall", "memorisation")
 METRICS = (*OF_MODELS, *OF_SAMPLES)
 HIGHER = ("modes", "accuracy", "probe", "knn", "inception-score", "precision-recall")
+# what a metric asks of a model, and what a model without it lacks; the others ask for samples
+METHODS = {
+    "nll": ("log_prob", "likelihood"),
+    "inverse": ("f_inverse", "inverse"),
+    "accuracy": ("classify", "classes"),
+    "probe": ("features", "features"),
+    "knn": ("features", "features"),
+}
 MOST = 10_000  # samples that a run is asked for where nobody says how many
 
 
@@ -79,12 +88,9 @@ def check_metric(metric: str, among: Sequence[str] = METRICS) -> None:
 def check_capable(metric: str, name: str) -> None:
     """UsageError if the model ``name`` lacks what ``metric`` asks for."""
     model = model_class(name)
-    method = {"nll": "log_prob", "accuracy": "classify", "probe": "features", "knn": "features"}.get(metric, "sample")
+    method, lacks = METHODS.get(metric, ("sample", "samples"))
     if not hasattr(model, method) and not (metric == "accuracy" and hasattr(model, "sample")):
-        lacks = {"log_prob": "no likelihood", "classify": "no classes", "sample": "no samples"}.get(
-            method, "no features"
-        )
-        raise UsageError(f"{name} has {lacks}", hint="gencli models lists what each can do")
+        raise UsageError(f"{name} has no {lacks}", hint="gencli models lists what each can do")
 
 
 def headline(row: Mapping[str, Any]) -> tuple[str, float]:
@@ -114,6 +120,7 @@ def applicable(what: Loaded | Reading, asked: Asked) -> list[str]:
     if isinstance(what, Loaded):
         model, name = what.model, _data_name(what, asked)
         found += ["nll"] if model.likelihood is not None else []
+        found += ["inverse"] if hasattr(model, "f_inverse") else []
         found += ["modes"] if hasattr(model, "sample") and _has_modes(name) else []
         found += ["accuracy"] if hasattr(model, "classify") else []
         found += ["probe", "knn"] if hasattr(model, "features") else []
@@ -191,6 +198,9 @@ def _of_model(metric: str, what: Loaded | Reading, asked: Asked) -> dict[str, An
         if not hasattr(what.model, "classify") and hasattr(what.model, "sample"):
             return _accuracy_of_samples(what, asked)
         row = classification.accuracy(what.model, _split(name, asked, root), limit=asked.n)
+    elif metric == "inverse":
+        check_capable(metric, what.meta["model"])
+        row = inverse(what.model, _split(name, asked, root), seed=asked.seed, limit=asked.n)
     elif metric in ("probe", "knn"):
         row = _probed(metric, what, asked, root)
     else:
