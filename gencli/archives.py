@@ -52,6 +52,8 @@ Rows = Iterable[tuple[Array, Array | None]]  # chunks of samples and their label
 
 def shown(name: str) -> str:
     """A name out of an archive, fit for a message of one line whatever a hostile writer has put into it."""
+    if len(name) <= 200 and name.isprintable():
+        return name
     text = "".join(c if c.isprintable() else "?" for c in name[:200])
     return text if len(name) <= 200 else f"{text}..."
 

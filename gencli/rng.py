@@ -44,11 +44,6 @@ def seeded(*key: object) -> Iterator[None]:
         yield
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _word(purpose: str) -> int:
-    return digest(purpose) >> 65
-
-
 def _key_tensor(*key: object) -> Tensor:
     number = digest(*key)
     return torch.tensor([number >> 64, number & (2**63 - 1)])
@@ -58,7 +53,7 @@ def _key_tensor(*key: object) -> Tensor:
 @torch.library.custom_op("gencli::draw", mutates_args=())
 def _draw(
     key: Tensor,
-    word: int,
+    purpose: str,
     nth: int,
     kind: str,
     high: int,
@@ -68,6 +63,7 @@ def _draw(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
+    word = digest(purpose) >> 65
     full = [shape[0] * stride, *shape[1:]]
     if device.type == "cuda":
         g = torch.Generator(device).manual_seed(digest(*key.tolist(), word, nth) >> 64)
@@ -100,7 +96,7 @@ def _draw(
 @_draw.register_fake
 def _(
     key: Tensor,
-    word: int,
+    purpose: str,
     nth: int,
     kind: str,
     high: int,
@@ -137,7 +133,7 @@ class Rng:
     def _draw(self, kind: str, purpose: str, shape: Sequence[int], high: int = 0) -> Tensor:
         return _draw(
             self.key,
-            _word(purpose),
+            purpose,
             self._next(purpose),
             kind,
             high,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -24,11 +27,17 @@ def digits_split() -> dict[str, Array]:
     return carve(1797, val, test, "digits", "split")
 
 
-def digits(name: str, split: str) -> TensorSource:
-    """The 8 x 8 digits of Alpaydin and Kaynak (1998), values 0 .. 16, as scikit-learn ships them."""
+@cache
+def _load_digits() -> Any:
+    """Parsing them takes longer than most of what is done with them."""
     from sklearn.datasets import load_digits
 
-    bunch, parts = load_digits(), digits_split()
+    return load_digits()
+
+
+def digits(name: str, split: str) -> TensorSource:
+    """The 8 x 8 digits of Alpaydin and Kaynak (1998), values 0 .. 16, as scikit-learn ships them."""
+    bunch, parts = _load_digits(), digits_split()
     rows = parts[split]
     x = bunch.images[rows].astype(np.uint8)[:, None]
     return _source(name, split, x, bunch.target[rows], len(parts["train"]), 17, "digits")
