@@ -38,8 +38,9 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image
+from safetensors.torch import save
 
-from gencli import archives, checkpoint, files, given, recipe, run, streams, strict_yaml
+from gencli import archives, checkpoint, files, given, pickles, recipe, run, streams, strict_yaml
 from gencli.console import GencliError
 from gencli.contract import DataSpec
 from gencli.data import SPLITS, audio, shards
@@ -47,6 +48,9 @@ from gencli.data.images import decode, header
 from gencli.data.source import TensorSource
 from gencli.data.user import load_path
 from gencli.header import DTYPES, read_header
+from gencli.metrics.extractors import Pixels
+from gencli.metrics.frechet import Moments, distance
+from gencli.metrics.reference import About, Saved
 from gencli.rng import generator
 from tests.tiny import session, tiny
 
@@ -210,6 +214,7 @@ class Material:
     tars: list[bytes] = field(default_factory=list)
     arrays: list[np.ndarray[Any, Any]] = field(default_factory=list)
     tables: list[bytes] = field(default_factory=list)
+    pickled: list[bytes] = field(default_factory=list)
     run: Path = Path()
     step: Path = Path()
     state: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -312,6 +317,11 @@ def material(folder: Path) -> Material:
         m.run, m.step = opened.path, checkpoint.latest(opened.path) or Path()
     checkpoint.mark_best(m.run, 1, "nll", 0.5)
     m.state = checkpoint.load(m.step).model.state_dict()
+    for new in (True, False):
+        out = io.BytesIO()
+        weights = {"a.weight": torch.arange(6.0).view(2, 3).T, "a.bias": torch.zeros(3), "n": torch.tensor(3)}
+        torch.save(weights, out, _use_new_zipfile_serialization=new)
+        m.pickled.append(out.getvalue())
     return m
 
 
@@ -656,6 +666,49 @@ def tensor_file(m: Material, g: Rng) -> None:
     else:
         whole = damaged(g, whole)
     reading(m.file("x.safetensors", whole))
+
+
+@kind
+def pickled_weights(m: Material, g: Rng) -> None:
+    """A .pth file of either format; of an archive mostly one member, with its checksum put right."""
+    whole = m.pickled[g.integers(len(m.pickled))]
+    if whole[:2] == b"PK" and g.integers(4):
+        out = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(out, "w") as new:
+            chosen = "pkl" if g.integers(4) else "/0"
+            for name in old.namelist():
+                body = old.read(name)
+                new.writestr(name, damaged(g, body, m.pickled[1]) if name.endswith(chosen) else body)
+        whole = out.getvalue()
+    else:
+        whole = damaged(g, whole)
+    found = pickles.tensors(whole, "x.pth")
+    assert all(isinstance(name, str) and isinstance(t, torch.Tensor) for name, t in found.items())
+    assert sum(t.numel() for t in found.values()) < 10**6
+
+
+@kind
+def statistics_file(m: Material, g: Rng) -> None:
+    """A file of gencli data stats: its header, its numbers or its bytes."""
+    moments = Moments(3)
+    moments.add(torch.from_numpy(generator("fuzz", "moments").standard_normal((int(g.choice([2, 9])), 3))))
+    body, spec = moments.tensors(), samples(False)[0]
+    said: Any = {"name": "pixels", "digest": "pixels", "extractor": "pixels", "data": "digits@test"}
+    said |= {"spec": spec.model_dump(mode="json")}
+    match int(g.integers(4)):
+        case 0:
+            said = restructured(g, said)
+        case 1:
+            name = list(body)[g.integers(len(body))]
+            body[name] = torch.from_numpy(np.asarray(g.choice([-1, 0, 3, np.inf, 1e300], tuple(g.integers(4, size=2)))))
+        case _:
+            pass
+    whole = save(body, {"gencli": as_json(g, {"stats": said}).decode("utf-8", "replace")})
+    path = m.file("x.safetensors", damaged(g, whole) if g.integers(2) else whole)
+    about = About.read(path)
+    found = Saved(path, Pixels())
+    assert about.data == found.name and found.moments.n >= 2 and found.spec.dims > 0
+    assert math.isfinite(distance(found.moments, moments)) if found.moments.d == 3 else True
 
 
 @kind

@@ -1,4 +1,4 @@
-"""Peak memory of training the default recipe and of streaming 10,000 digits: ``python -m tests.benchmarks memory``.
+"""Peak memory of training, of streaming and of judging digits: ``python -m tests.benchmarks memory``.
 
 Whole processes; what ``import torch`` alone holds is printed beside them.
 """
@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import tempfile
+
+import numpy as np
 
 CHILD = """
 import resource, sys
@@ -42,6 +44,11 @@ def main() -> None:
         print(f"gencli train pixelcnn train.steps=200: {peak('train', 'pixelcnn', 'train.steps=200'):.0f} MB")
         for n in ("100", "1000", "10000"):
             print(f"gencli sample -n {n} -o -: {peak('sample', '-n', n, '-o', '-'):.0f} MB")
+        rows = np.random.default_rng(0).integers(0, 256, (64_000, 1, 8, 8)).astype(np.uint8)
+        for n in (1000, 8000, 64_000):
+            np.savez(f"{n}.npz", x=rows[:n])
+            told = peak("eval", "fid", f"{n}.npz", "--data", "digits")
+            print(f"gencli eval fid {n}.npz --data digits: {told:.0f} MB")
 
 
 if __name__ == "__main__":
