@@ -550,6 +550,23 @@ def test_compare_trains_and_judges(here: Path, gencli: Call) -> None:
     assert [v for _, v in first["curve"]] == [pytest.approx((a + b) / 2) for a, b in zip(*evals)]
 
 
+def test_compare_of_a_bound_and_a_density_is_in_nats(here: Path, gencli: Call) -> None:
+    texts = [f"nice {' '.join(words('nice'))} model.dequantization={how}" for how in ("uniform", "none")]
+    made = gencli("compare", *texts, "--seeds", 2, "--steps", 2)
+    assert made.code == 0, made.err
+    first, second = made.rows
+    assert (first["metric"], first["kind"]) == ("nats", "upper bound")
+    assert (second["metric"], second["kind"]) == ("nats", "density")
+    assert second["verdict"].startswith("not comparable: upper bound against density")
+    for run, value in zip((1, 2), first["values"]):
+        told = gencli("eval", "nll", run).row
+        assert value == pytest.approx(told["nats"]) and told["bits_per_dim"] == pytest.approx(value / 64 / math.log(2))
+    runs = sorted(p for p in Path("runs").iterdir() if not p.name.startswith("."))[:2]
+    logs = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs]
+    at_end = sum(log["bits_per_dim"] for log in logs) / 2
+    assert dict(first["curve"])[2] == pytest.approx(at_end * 64 * math.log(2))
+
+
 def test_compare_refuses_what_has_no_answer(here: Path, gencli: Call) -> None:
     refused(gencli("compare", "vae"), 2, "two recipes or more")
     refused(gencli("compare", "vae", "vea"), 2, "'vea'", "did you mean 'vae'?")

@@ -58,13 +58,13 @@ def compare(
     if len(metrics) > 1:
         raise UsageError("the recipes have no common metric: name one by --metric")
     (metric,) = metrics
-    rows: list[dict[str, Any]] = []
+    rows, dims = list[dict[str, Any]](), 0
     for text, chosen in zip(recipes, parsed):
-        values, took, curves = [], 0.0, list[dict[int, float]]()
+        values, took, curves = list[float](), 0.0, list[dict[int, float]]()
         for seed in range(seeds):
             console.say(f"{text}, seed {seed}")
             began = time.monotonic()
-            name, value, protocol, curve = _one(chosen.model_copy(update={"seed": seed}), metric)
+            name, value, protocol, curve, dims = _one(chosen.model_copy(update={"seed": seed}), metric)
             values.append(value)
             curves.append(curve)
             took += time.monotonic() - began
@@ -74,14 +74,30 @@ def compare(
             | protocol
             | {"steps": budget, "seconds_each": round(took / seeds, 1), "curve": _curve(curves)}
         )
+    _common_unit(rows, dims)
     higher = higher_is_better(metric)
     rows[0]["verdict"] = "(the first is compared with the others)"
     for row in rows[1:]:
         sign = 1 if higher else -1
         row["verdict"] = verdict([sign * (a - b) for a, b in zip(rows[0]["values"], row["values"])])
-        if row.get("kind") != rows[0].get("kind"):
-            row["verdict"] += f" ({rows[0]['kind']} against {row['kind']}: a bound may be loose)"
+        kinds = [rows[0].get("kind"), row.get("kind")]
+        if "density" in kinds and kinds[0] != kinds[1]:
+            row["verdict"] = f"not comparable: {kinds[0]} against {kinds[1]}, which has no unit of its own"
+        elif kinds[0] != kinds[1]:
+            row["verdict"] += f" ({kinds[0]} against {kinds[1]}: a bound may be loose)"
     _show(rows, json)
+
+
+def _common_unit(rows: list[dict[str, Any]], dims: int) -> None:
+    """Nats an example for all, where some have a likelihood of levels, in bits a dimension, and some a density."""
+    if len({row["metric"] for row in rows}) == 1:
+        return
+    factor = dims * math.log(2)
+    for row in rows:
+        if row["metric"] == "bits_per_dim":
+            row |= {"metric": "nats", "mean": row["mean"] * factor, "stderr": row["stderr"] * factor}
+            row["values"] = [value * factor for value in row["values"]]
+            row["curve"] = [(step, value * factor) for step, value in row["curve"]]
 
 
 def _show(rows: list[dict[str, Any]], json: bool) -> None:
@@ -135,21 +151,23 @@ def _metric(recipe: Any, wanted: str | None) -> str:
     return chosen
 
 
-def _one(recipe: Any, metric: str) -> tuple[str, float, dict[str, Any], dict[int, float]]:
-    """Train one run and score it: the metric's full name, its value, its protocol, and the val split's by step."""
+def _one(recipe: Any, metric: str) -> tuple[str, float, dict[str, Any], dict[int, float], int]:
+    """Train one run and score it: the metric's full name, its value, its protocol, the val split's by step, and the
+    dimensions of an example."""
     from gencli import checkpoint
     from gencli.commands.train import train_recipe
     from gencli.training.scores import Asked, headline, score
 
     run = train_recipe(recipe, preview=False)
-    row = score(metric, checkpoint.load(run), Asked(baselines=False))
+    loaded = checkpoint.load(run)
+    row = score(metric, loaded, Asked(baselines=False))
     name, value = headline(row)
     protocol: dict[str, Any] = {
         key: row[key] for key in ("data", "kind", "extractor", "examples", "samples") if key in row
     }
     events = map(loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
     curve = {e["step"]: e[name] for e in events if e["event"] == "eval" and e.get(name) is not None}
-    return name, value, protocol, curve
+    return name, value, protocol, curve, loaded.model.spec.dims
 
 
 def _mean(values: list[float]) -> tuple[float, float]:
