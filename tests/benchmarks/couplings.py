@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gencli.contract import DataSpec
 from gencli.models.flows.glow import Glow
 from gencli.models.flows.realnvp import RealNVP
-from tests.benchmarks.maf import timed
+from tests.benchmarks._timing import timed
 
 SCALES, DEPTH, WIDTH, IMAGES = 3, 8, 128, (32, 3, 32, 32)
 COUPLINGS, HIDDEN, POINTS = 8, 64, (512, 64)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,6 +25,7 @@ from gencli.metrics.likelihood import nll
 from gencli.models.flows.maf import MAF
 from gencli.nn.made import BLOCK, Autoregressive
 from gencli.rng import SampleRng
+from tests.benchmarks._timing import timed
 from tests.tiny import session
 
 BATCH, ROUNDS, SAMPLINGS, QUARTERS = 512, 60, 5, 4
@@ -156,17 +156,6 @@ def passes(model: MAF, z: Tensor, **block: int) -> list[int]:
         counts.append(n)
         z = actnorm.inverse(x)
     return counts
-
-
-def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, sorted; taken in turn, so that what else runs on the machine slows all down."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: sorted(found[1:]) for name, found in seconds.items()}
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ trained for a few dozen steps on MNIST at threshold 1/2 where $GENCLI_DATA has i
 from __future__ import annotations
 
 import os
-import time
 
 import torch
 from torch import Tensor
@@ -17,9 +16,10 @@ from torch.nn import functional as F
 
 from gencli import data
 from gencli.console import DataError
-from gencli.contract import Batch, DataSpec, Step
+from gencli.contract import DataSpec
 from gencli.models.autoregressive.pixelcnn import PixelCNN
-from gencli.rng import Keys, SampleRng, seeded
+from gencli.rng import seeded
+from tests.benchmarks._timing import sampled, tell, trained
 
 STEPS, BATCH, N, SIDE = 40, 32, 64, 28
 
@@ -37,44 +37,16 @@ def images() -> tuple[str, Tensor]:
     return "shapes, padded to 28x28", F.pad(x, (margin // 2, margin - margin // 2) * 2)
 
 
-def trained(x: Tensor) -> tuple[PixelCNN, float]:
-    """The net after its steps, and its last loss in bits/dim."""
-    spec = DataSpec(name="benchmark", kind="image", shape=(1, SIDE, SIDE), levels=2)
-    with seeded("benchmark"):
-        model = PixelCNN(PixelCNN.Config(stacks="single", channels=64, layers=5, first_kernel=7, kernel=7), spec)
-    optimizer, keys, bits = torch.optim.Adam(model.parameters(), 1e-3), Keys(0), 0.0
-    for number, rows in enumerate(x.split(BATCH)):
-        step = Step(number, STEPS, keys.open("model", number), torch.tensor(number / STEPS))
-        out = model.loss(Batch(x=rows), step)
-        out["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        bits = float(out["bits_per_dim"])
-    return model.eval(), bits
-
-
 def main() -> None:
     """Train, time both samplers on one thread and on two, print."""
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     name, x = images()
-    model, bits = trained(x)
+    spec = DataSpec(name="benchmark", kind="image", shape=(1, SIDE, SIDE), levels=2)
+    with seeded("benchmark"):
+        model = PixelCNN(PixelCNN.Config(stacks="single", channels=64, layers=5, first_kernel=7, kernel=7), spec)
+    bits = trained(model, x, STEPS, BATCH, lr=1e-3)
     print(f"net trained {STEPS} steps of {BATCH} on {name}: {bits:.4f} bits/dim; {N} images of 1x{SIDE}x{SIDE}")
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        cached, full = [], []
-        for _ in range(4):  # in turn, so that what else runs on the machine slows both down
-            start = time.perf_counter()
-            drawn = model.sample(SampleRng(0, range(N)))
-            cached.append(time.perf_counter() - start)
-            with torch.no_grad():
-                for _ in range(5):
-                    start = time.perf_counter()
-                    model(drawn)
-                    full.append(time.perf_counter() - start)
-        pixels = SIDE * SIDE
-        for kind, pick in (("best", min), ("median", lambda t: sorted(t)[len(t) // 2])):
-            fast, slow = pick(cached), pixels * pick(full)
-            print(
-                f"{threads} thread{'s' * (threads > 1)}, {kind} of {len(cached)} and {len(full)}: cached {fast:.2f} s,"
-                f" naive {pixels} x {pick(full):.3f} s = {slow:.0f} s (extrapolated): {slow / fast:.0f} times as fast"
-            )
+        seconds, _, _ = sampled(model, N, rounds=4, passes=5)
+        tell(f"{threads} thread{'s' * (threads > 1)}", seconds, SIDE * SIDE)

@@ -8,8 +8,6 @@ those of the start, enlarged, for the time does not depend on them.
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from gencli.contract import DataSpec
@@ -17,6 +15,7 @@ from gencli.models.autoregressive.wavenet import WaveNet
 from gencli.nn.causal import invert_cdf
 from gencli.nn.sequence import flatten
 from gencli.rng import SampleRng, seeded
+from tests.benchmarks._timing import sampled, tell
 
 LENGTH = 8000
 
@@ -33,21 +32,8 @@ def main() -> None:
     print(f"{size:,} parameters, receptive field {model.receptive_field}; sounds of {LENGTH} samples")
     torch.set_num_threads(1)
     for n in (1, 16):
-        cached, full = [], []
-        for _ in range(3):  # in turn, so that what else runs on the machine slows both down
-            start = time.perf_counter()
-            drawn = model.sample(SampleRng(0, range(n)))
-            cached.append(time.perf_counter() - start)
-            with torch.no_grad():
-                for _ in range(2):
-                    start = time.perf_counter()
-                    logits = model(drawn)
-                    full.append(time.perf_counter() - start)
+        seconds, drawn, logits = sampled(model, n, rounds=3, passes=2)
         again = invert_cdf(logits, flatten(SampleRng(0, range(n)).uniform("value", drawn.shape)))
         same = (again == flatten(drawn)).sum().item()
-        fast, slow = min(cached), LENGTH * min(full)
-        print(
-            f"1 thread, batch {n}, best of {len(cached)} and {len(full)}: cached {fast:.2f} s, naive {LENGTH} x"
-            f" {min(full):.3f} s = {slow:.0f} s (extrapolated): {slow / fast:.0f} times as fast;"
-            f" {same} of {drawn.numel()} draws are the naive route's, given the same values before them"
-        )
+        tell(f"1 thread, batch {n}", seconds, LENGTH)
+        print(f"{same} of {drawn.numel()} draws are the naive route's, given the same values before them")
