@@ -18,7 +18,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -247,10 +247,12 @@ def infinity(x: Tensor, reference: Moments, rng: Rng) -> tuple[float, float]:
     return fit[0].item(), (variance * inverse[0, 0]).sqrt().item()
 
 
-def gaussian(x: Tensor, rng: Rng, n: int) -> Tensor:
-    """``n`` draws of the Gaussian that has the mean and the covariance of rows ``x (m, d)``: ``(n, d)`` in float64."""
+def gaussian(x: Tensor, rng: Rng, n: int) -> Iterator[Tensor]:
+    """``n`` draws of the Gaussian that has the mean and the covariance of rows ``x (m, d)``, in float64, in blocks."""
     x = check_rows(x, "the rows").double()
     fitted = Moments(x.shape[1])
     for part in x.split(BLOCK):
         fitted.add(part)
-    return fitted.mean + rng.normal("gaussian", (n, x.shape[1])).double() @ _root(fitted.covariance).T
+    mean, root = fitted.mean, _root(fitted.covariance)
+    for start in range(0, n, BLOCK):
+        yield mean + rng.normal("gaussian", (min(BLOCK, n - start), x.shape[1])).double() @ root.T

@@ -74,7 +74,7 @@ class Reference:
             return {}
         train = self.train
         digests = (train.digest, self.source.digest, self.extractor.digest)
-        path = _cached("baselines", "json", *digests, n, seed)
+        path = _cached("baselines by blocks", "json", *digests, n, seed)
         known = processes.first(lambda: json.loads(path.read_text("utf-8")) if path.exists() else None)
         if known is None:
             real = see(self.extractor, _drawn(train, n, seed), {"moments"}).moments
@@ -88,8 +88,9 @@ class Reference:
             return None
         x = torch.cat([fields["x"] for fields in rows_of(train, 10 * WIDEST)])
         drawn = gaussian(train.spec.scale(x).flatten(1), Keys(seed).open("gaussian baseline"), n)
-        rows = raw(drawn.reshape(n, *train.spec.shape).to(torch.get_default_dtype()), train.spec)
-        of = see(self.extractor, Subject("the Gaussian", train.spec, [Samples(rows)]), {"moments"}).moments
+        real = torch.get_default_dtype()
+        chunks = (Samples(raw(part.unflatten(1, train.spec.shape).to(real), train.spec)) for part in drawn)
+        of = see(self.extractor, Subject("the Gaussian", train.spec, chunks), {"moments"}).moments
         assert of is not None
         return distance(of, self.moments)
 
