@@ -24,6 +24,7 @@ __all__ = ["CAPABILITIES", "Batch", "Config", "DataSpec", "Model", "Phase", "Ste
 CAPABILITIES: dict[str, tuple[str, ...]] = {
     "samples": ("sample",),
     "likelihood": ("log_prob",),
+    "bounds": ("elbo", "iwae"),
     "completes": ("complete",),
     "latents": ("prior", "decode"),
     "encodes": ("encode",),
@@ -195,6 +196,8 @@ class Model(nn.Module):
     if TYPE_CHECKING:  # capabilities are methods that a model has or lacks
         sample: Callable[..., Tensor]
         log_prob: Callable[..., Tensor]
+        elbo: Callable[..., Tensor]
+        iwae: Callable[..., Tensor]
         complete: Callable[..., Tensor]
         prior: Callable[..., Tensor]
         decode: Callable[..., Tensor]

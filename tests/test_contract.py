@@ -225,6 +225,22 @@ def test_a_likelihood_is_a_number_of_nats_an_example(model: Model, rows: tuple[T
         torch.testing.assert_close(alone[0], whole[i], rtol=1e-5, atol=1e-4)
 
 
+def test_bounds_are_of_each_example_and_rise_with_the_draws(model: Model, rows: tuple[Tensor, Tensor | None]) -> None:
+    need(model, "bounds")
+    x, labels = rows
+    with scope(SampleRng(0, range(len(x)), "test")) as rng:
+        assert model.elbo(x, rng, labels=labels).shape == (len(x),)
+    found = []
+    for k in (1, 300):
+        with scope(SampleRng(0, range(len(x)), "test")) as rng:
+            found.append(model.iwae(x, rng, k, labels=labels))
+    assert found[1].shape == (len(x),) and found[1].dtype == torch.float64 and found[1].isfinite().all()
+    assert found[1].mean() >= found[0].mean() - 1e-9
+    with scope(SampleRng(0, [1], "test")) as rng:  # each example on its own, keyed by its index
+        alone = model.iwae(x[1:2], rng, 300, labels=None if labels is None else labels[1:2])
+    torch.testing.assert_close(alone[0], found[1][1], rtol=1e-5, atol=1e-4)
+
+
 def test_latents_are_decoded_to_samples(model: Model) -> None:
     need(model, "latents")
     with scope(SampleRng(0, range(6), "test")) as rng:

@@ -254,7 +254,16 @@ def test_accuracy_of_a_classifier_and_of_samples(gencli: Call) -> None:
 def test_all_metrics_of_a_run(gencli: Call) -> None:
     found = {row["metric"]: row for row in gencli("eval", "all", 1, "-n", N).rows}
     assert set(found) == {
-        *("nll", "fd-domain", "kd-domain", "precision-recall-domain", "inception-score-domain", "memorisation")
+        *(
+            "nll",
+            "elbo",
+            "iwae",
+            "fd-domain",
+            "kd-domain",
+            "precision-recall-domain",
+            "inception-score-domain",
+            "memorisation",
+        )
     }
     assert found["fd-domain"]["value"] == gencli("eval", "fid", 1, "-n", N).row["value"]
 

@@ -9,7 +9,8 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from gencli.console import UsageError
 from gencli.contract import Batch, DataSpec, Step
-from gencli.models.latent.vae import VAE, kl_to_standard_normal
+from gencli.models.latent.vae import AT_ONCE, VAE, kl_to_standard_normal
+from gencli.nn.importance import BLOCK
 from gencli.rng import Keys, SampleRng, seeded, using
 
 
@@ -95,8 +96,31 @@ def test_iwae_is_the_log_mean_of_weights_and_does_not_depend_on_its_chunk():
         ]
     )
     for chunk in (1, 3, 100):
-        got = vae.iwae(x, SampleRng(3, range(2)), 7, chunk)
+        got = vae.iwae(x, SampleRng(3, range(2)), 7, chunk=chunk)
         torch.testing.assert_close(got, log_w.exp().mean(0).log(), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_many_draws_take_no_more_memory_and_begin_with_those_of_fewer(monkeypatch):
+    """Beyond one block of draws the bound is still the log-mean of the weights, whatever passes through at once."""
+    vae = build((1, 2, 2), 3, latents=2, hidden=(8,))
+    x, k = torch.tensor([[0, 1, 2, 1], [2, 2, 0, 1]]).view(2, 1, 2, 2), 2 * BLOCK + 44
+    rng = SampleRng(3, range(2))
+    e = torch.cat([rng.normal("epsilon", (2, BLOCK, 2)) for _ in range(3)], 1)[:, :k]
+    q = vae.posterior(x)
+    z = q.at(e)
+    log_q = MultivariateNormal(q.mu[:, None], torch.diag_embed(q.log_var.exp())[:, None]).log_prob(z)
+    log_w = vae.log_likelihood(x, z) + Normal(0.0, 1.0).log_prob(z).sum(-1) - log_q
+    passed, theta = [], vae.theta
+    monkeypatch.setattr(vae, "theta", lambda z, y: passed.append(z.shape[0] * z.shape[1]) or theta(z, y))
+    for chunk in (1, 50, BLOCK, 10_000, None):
+        got = vae.iwae(x, SampleRng(3, range(2)), k, chunk=chunk)
+        torch.testing.assert_close(got, log_w.logsumexp(1) - math.log(k), rtol=1e-12, atol=1e-12)
+        assert max(passed) <= 2 * BLOCK and sum(passed) == 2 * k
+        passed.clear()
+    vae.width = AT_ONCE // 6  # a wide decoder: three draws of two examples at once
+    wide = vae.iwae(x, SampleRng(3, range(2)), k)
+    assert max(passed) == 6 and torch.allclose(wide, got, rtol=1e-12)
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ SMALLER: dict[str, list[str]] = {
     "glow": ["model.scales=2", "model.depth=2", "model.width=8"],
     "iaf": ["model.hidden=[8]", "model.transforms=2"],
     "maf": ["model.hidden=[8]", "model.transforms=2"],
+    "linear-vae": ["model.latents=2"],
+    "mixture": ["model.components=6", "model.hidden=[8]"],
     "nice": ["model.hidden=[16]", "model.couplings=2"],
     "classifier": ["model.channels=4"],
     "pixelcnn": ["model.channels=8", "model.layers=1", "model.first_kernel=3"],

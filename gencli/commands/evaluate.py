@@ -22,7 +22,10 @@ from gencli.commands.options import (
 
 __all__ = ["evaluate"]
 
-CHOICES = "nll, inverse, modes, accuracy, probe, knn, fid, kid, inception-score, precision-recall, memorisation, or all of them"
+CHOICES = (
+    "nll, elbo, iwae, inverse, modes, accuracy, probe, knn, fid, kid, inception-score, precision-recall, "
+    "memorisation, or all of them"
+)
 
 
 def evaluate(
@@ -42,6 +45,12 @@ def evaluate(
     data_root: DataRoot = None,
     split: Annotated[str, typer.Option(help="Of the reference: test, val, train, or all of them.")] = "test",
     n: Annotated[int | None, typer.Option("-n", help="At most so many examples, or so many samples.", min=1)] = None,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "-k", help="iwae, and nll of a model with that bound: draws of z an example; 1000, nll 100.", min=1
+        ),
+    ] = None,
     extractor: ExtractorName = None,
     extractor_weights: ExtractorWeights = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="fid: of each class too, and their mean.")] = False,
@@ -74,6 +83,8 @@ def evaluate(
 
     if subject is not None and "=" in subject and not Path(subject).exists():
         options, subject = [subject, *(options or [])], None
+    if k is not None and metric not in ("iwae", "nll"):
+        raise console.UsageError(f"-k is for iwae and nll, not {metric}")
     if devices > 1 and subject == "-":
         raise console.UsageError("a stream is read by one process: --devices is for runs and files")
     fan_out(devices)
@@ -84,6 +95,7 @@ def evaluate(
         split=split,
         n=n,
         seed=seed,
+        k=k,
         options=parse_options(options or []),
         extractor=extractor,
         extractor_weights=extractor_weights,

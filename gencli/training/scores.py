@@ -40,13 +40,15 @@ __all__ = [
     "scores",
 ]
 
-OF_MODELS = ("nll", "inverse", "modes", "accuracy", "probe", "knn")
+OF_MODELS = ("nll", "elbo", "iwae", "inverse", "modes", "accuracy", "probe", "knn")
 OF_SAMPLES = ("fid", "kid", "inception-score", "precision-recall", "memorisation")
 METRICS = (*OF_MODELS, *OF_SAMPLES)
-HIGHER = ("modes", "accuracy", "probe", "knn", "inception-score", "precision-recall")
+HIGHER = ("elbo", "iwae", "modes", "accuracy", "probe", "knn", "inception-score", "precision-recall")
 # what a metric asks of a model, and what a model without it lacks; the others ask for samples
 METHODS = {
     "nll": ("log_prob", "likelihood"),
+    "elbo": ("elbo", "bound of its likelihood"),
+    "iwae": ("iwae", "bound of its likelihood"),
     "inverse": ("f_inverse", "inverse"),
     "accuracy": ("classify", "classes"),
     "probe": ("features", "features"),
@@ -67,6 +69,7 @@ class Asked:
     split: str = "test"
     n: int | None = None
     seed: int = 0
+    k: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     extractor: str | None = None
     extractor_weights: Path | None = None
@@ -98,6 +101,8 @@ def headline(row: Mapping[str, Any]) -> tuple[str, float]:
     if row["metric"] == "nll":
         unit = "bits_per_dim" if "bits_per_dim" in row else "nats"
         return unit, row[unit]
+    if row["metric"] in ("elbo", "iwae"):
+        return row["metric"], row["nats"]
     key = next(key for key in ("covered", "accuracy", "precision", "value") if key in row)
     return str(row["metric"]), float(row[key])
 
@@ -120,6 +125,7 @@ def applicable(what: Loaded | Reading, asked: Asked) -> list[str]:
     if isinstance(what, Loaded):
         model, name = what.model, _data_name(what, asked)
         found += ["nll"] if model.likelihood is not None else []
+        found += ["elbo", "iwae"] if hasattr(model, "iwae") else []
         found += ["inverse"] if hasattr(model, "f_inverse") else []
         found += ["modes"] if hasattr(model, "sample") and _has_modes(name) else []
         found += ["accuracy"] if hasattr(model, "classify") else []
@@ -204,7 +210,7 @@ def _of_model(metric: str, what: Loaded | Reading, asked: Asked) -> dict[str, An
     elif metric in ("probe", "knn"):
         row = _probed(metric, what, asked, root)
     else:
-        row = _nll(what.model, name, asked, root)
+        row = _likelihood(metric, what.model, name, asked, root)
     return row | _about(what) | {"seed": asked.seed}
 
 
@@ -224,15 +230,18 @@ def _probed(metric: str, what: Loaded, asked: Asked, root: str | None) -> dict[s
     return classification.probed(metric, extractors, splits, asked.labels, asked.seed)
 
 
-def _nll(model: Model, name: str, asked: Asked, root: str | None) -> dict[str, Any]:
+def _likelihood(metric: str, model: Model, name: str, asked: Asked, root: str | None) -> dict[str, Any]:
     def fitted(source: Source) -> Source:
         if source.spec.kind == model.spec.kind == "text" and not model.spec.fits(source.spec):
             return respelt(source, model.spec)
         return source
 
     source = fitted(_split(name, asked, root))
-    row = likelihood.nll(model, source, seed=asked.seed, limit=asked.n)
-    if source.spec.kind == "text":
+    if metric in ("elbo", "iwae"):
+        row = likelihood.bound(metric, model, source, seed=asked.seed, limit=asked.n, k=asked.k)
+    else:
+        row = likelihood.nll(model, source, seed=asked.seed, limit=asked.n, k=asked.k)
+    if source.spec.kind == "text" and metric == "nll":
         row |= likelihood.per_character(row, source)
     if source.spec.kind == "points" and name in sets.SETS:
         row |= _gap(source, row)
@@ -249,7 +258,7 @@ def _gap(source: Source, row: Mapping[str, Any]) -> dict[str, float]:
     """
     x = torch.cat([fields["x"] for fields in likelihood.rows_of(source, row["examples"])])
     true = float(points.density(source.name).log_prob(x.double().numpy()).mean())
-    return {"entropy": -true, "gap": row["nats"] + true}
+    return {"entropy": -true, "gap": true - (-row["nats"] if row["metric"] == "nll" else row["nats"])}
 
 
 # ---------------------------------------------------------------------------------------------- of samples

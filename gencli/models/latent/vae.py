@@ -22,6 +22,7 @@ from gencli.contract import Config, DataSpec, Model, Step
 from gencli.nn.conditional import Conditional
 from gencli.nn.convnets import ConvDecoder, ConvEncoder
 from gencli.nn.dropout import name_layers
+from gencli.nn.importance import log_mean_weight
 from gencli.nn.likelihoods import HeadName, head
 from gencli.nn.mlp import Activation, mlp
 from gencli.rng import Rng
@@ -30,6 +31,7 @@ __all__ = ["VAE", "Posterior", "VAEConfig", "kl_to_standard_normal"]
 
 # sigma^2 in [e^-20, e^20]: a posterior beyond that overflows, and no data needs one
 LOG_VAR = 20.0
+AT_ONCE = 2**21  # numbers in the decoder's widest layer while a bound is computed: 8 MB of float32
 # nats: a latent dimension with less KL than this says nothing of x. Counted an example, as a mean over processes is
 # the mean over the batch then
 COLLAPSED = 0.01
@@ -120,6 +122,7 @@ class VAE(Conditional, Model):
             self.body: nn.Module = nn.Flatten()
             self.encoder = mlp(D + K, c.hidden, outputs, c.activation, c.dropout)
             self.decoder = mlp(J + K, c.hidden[::-1], D * self.p_x.parameters, c.activation, c.dropout)
+            inner = max(c.hidden, default=0)
         else:
             if spec.kind != "image":
                 raise UsageError(f"model.network={c.network} is for images, and {spec.name} is {spec.kind}: use mlp")
@@ -130,6 +133,8 @@ class VAE(Conditional, Model):
             self.encoder = nn.Linear(trunk.outputs + K, outputs)
             out, size = spec.shape[0] * self.p_x.parameters, (spec.shape[1], spec.shape[2])
             self.decoder = ConvDecoder(J + K, out, size, c.channels, blocks, c.activation)
+            inner = 2 * c.channels * size[0] * size[1]  # maps of twice the channels, just doubled
+        self.width = max(inner, D * self.p_x.parameters)  # numbers in the decoder's widest layer
         name_layers(self)
 
     # ------------------------------------------------------------------ training
@@ -191,28 +196,33 @@ class VAE(Conditional, Model):
 
     # ------------------------------------------------------------------ bounds on the likelihood
 
-    def log_prob(self, x: Tensor, rng: Rng, labels: Tensor | None = None) -> Tensor:
+    def elbo(self, x: Tensor, rng: Rng, labels: Tensor | None = None) -> Tensor:
         """The ELBO (eq. 10) with one draw of z and the KL in closed form: raw ``x (n, ...)`` -> nats ``(n,)``."""
         q = self.posterior(x, labels)
         return self.log_likelihood(x, q.at(rng.normal("epsilon", q.mu.shape)), labels) - q.kl
 
-    def iwae(self, x: Tensor, rng: Rng, k: int, chunk: int = 100, labels: Tensor | None = None) -> Tensor:
+    log_prob = elbo
+
+    def iwae(self, x: Tensor, rng: Rng, k: int, labels: Tensor | None = None, chunk: int | None = None) -> Tensor:
         """log mean_i p(x, z_i) / q(z_i|x) over ``k`` draws: raw ``x (n, ...)`` -> nats ``(n,)`` in float64.
 
-        Its expectation is a lower bound of log p(x) that rises with ``k``. ``chunk`` draws at a time pass through the
-        decoder; the draws themselves, ``n * k * J`` numbers, are those of any other chunk size, and those of a
+        Its expectation is a lower bound of log p(x) that rises with ``k``. ``chunk`` draws an example pass through the
+        decoder at once, as many as keep it small without it; the draws are those of any other chunk, and those of a
         smaller ``k`` are the first of them.
         """
-        q = self.posterior(x, labels)
-        epsilon = rng.normal("epsilon", (x.shape[0], k, self.config.latents))
-        total = torch.full((x.shape[0],), -math.inf, dtype=torch.float64, device=x.device)
-        for e in epsilon.split(chunk, 1):
+        q, J = self.posterior(x, labels), self.config.latents
+        size = chunk or max(1, AT_ONCE // (len(x) * self.width))
+
+        def log_w(e: Tensor) -> Tensor:
             z = q.at(e)
             # log N(z; 0, I) - log N(z; mu, S): the constants cancel
             log_ratio = 0.5 * (e**2 - z**2).sum(-1) + q.log_det[:, None]
-            log_w = self.log_likelihood(x, z, labels) + log_ratio
-            total = torch.logaddexp(total, log_w.double().logsumexp(1))
-        return total - math.log(k)
+            return self.log_likelihood(x, z, labels) + log_ratio
+
+        def draw(m: int) -> Tensor:
+            return torch.cat([log_w(e) for e in rng.normal("epsilon", (len(x), m, J)).split(size, 1)], 1)
+
+        return log_mean_weight(draw, k)
 
     def kl_per_dimension(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """KL to the prior of each latent dimension, in nats: raw ``x (n, ...)`` -> ``(n, J)``."""
