@@ -31,7 +31,7 @@ __all__ = ["VAE", "Posterior", "VAEConfig", "kl_to_standard_normal"]
 
 # sigma^2 in [e^-20, e^20]: a posterior beyond that overflows, and no data needs one
 LOG_VAR = 20.0
-AT_ONCE = 2**21  # numbers in the decoder's widest layer while a bound is computed: 8 MB of float32
+AT_ONCE = 2**20  # numbers in the decoder's widest layer while a bound is computed: 4 MB of float32
 # nats: a latent dimension with less KL than this says nothing of x. Counted an example, as a mean over processes is
 # the mean over the batch then
 COLLAPSED = 0.01
