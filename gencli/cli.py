@@ -20,6 +20,7 @@ from gencli.commands import (
     runs,
     sample,
     train,
+    translate_embeddings,
 )
 
 __all__ = ["app", "main"]
@@ -59,6 +60,9 @@ app.command(short_help="Draw samples from a run.")(sample.sample)
 app.command(short_help="Measure a run, or samples.")(evaluate.evaluate)
 app.command("eval", hidden=True)(evaluate.evaluate)
 app.command(short_help="Walk between latents or images.")(interpolate.interpolate)
+app.command("translate-embeddings", short_help="Map word vectors of one language to another's.")(
+    translate_embeddings.translate_embeddings
+)
 app.command(short_help="Let a run work on given inputs.")(apply.apply)
 app.command(short_help="Train recipes side by side and judge.")(compare.compare)
 app.command(short_help="List the models.")(models.models)

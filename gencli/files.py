@@ -8,9 +8,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["cache_folder", "canonical", "naming", "sync_folder", "write_bytes", "write_json", "write_text"]
+__all__ = ["cache_folder", "canonical", "naming", "sync_folder", "write_bytes", "write_json", "write_text", "writing"]
 
 
 def cache_folder() -> Path:
@@ -44,27 +44,31 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_bytes(path: Path | str, data: bytes | memoryview) -> None:
     """Replace ``path`` by ``data``. A crash at any instant leaves the old file or the new one, never a part."""
-    with naming(Path(path)):
-        _replace(Path(path), data)
+    with writing(path) as file:
+        file.write(data)
 
 
-def _replace(path: Path, data: bytes | memoryview) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.fchmod(file.fileno(), 0o666 & ~umask)  # mkstemp makes it private
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-    sync_folder(path.parent)
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[BinaryIO]:
+    """A file to write in the block, which takes the place of ``path`` at its end; an exception leaves the old one."""
+    path = Path(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(fd, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                umask = os.umask(0)
+                os.umask(umask)
+                os.fchmod(file.fileno(), 0o666 & ~umask)  # mkstemp makes it private
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        sync_folder(path.parent)
 
 
 def write_text(path: Path | str, text: str) -> None:

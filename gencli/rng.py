@@ -14,7 +14,6 @@ the low 32 bits of its seed there, and with 50,000 samples two of them would sha
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,17 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gencli.keyed import digest, generator
+
 __all__ = ["Keys", "Rng", "SampleRng", "ambient", "digest", "generator", "seeded", "using"]
-
-
-def digest(*key: object) -> int:
-    """A 127-bit number that depends on every part of ``key`` (numbers, text, tuples of them)."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=16).digest(), "big") >> 1
-
-
-def generator(*key: object) -> np.random.Generator:
-    """A numpy generator for ``key``: for drawn data sets, splits and orders."""
-    return np.random.Generator(np.random.PCG64(digest(*key)))
 
 
 @contextmanager

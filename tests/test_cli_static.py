@@ -19,12 +19,12 @@ from gencli import cli, console
 from gencli import recipe as recipes
 from gencli.commands import doctor, info, train
 from gencli.commands import runs as runs_command
-from gencli.models import TABLE
+from gencli.models import MAPS, TABLE
 from gencli.run import Run
 
 VERBS = ["train", "sample", "evaluate", "eval", "interpolate", "apply", "compare", "models", "runs", "info", "doctor"]
 VERBS += ["recipes", "recipes ls", "recipes cat", "recipes cp", "recipes validate", "data", "data ls", "data show"]
-VERBS += ["doctor scale"]
+VERBS += ["doctor scale", "translate-embeddings"]
 RECIPE = "# gencli train vae\n# 1.9 bits/dim\nmodel: {name: vae, latents: 4}\ndata: {name: digits}\ntrain: {steps: 9}\n"
 
 
@@ -97,7 +97,7 @@ def rows(text):
 def test_models(place, gencli):
     code, out, _ = gencli("models")
     found = {row["name"]: row for row in rows(out)}
-    assert code == 0 and list(found) == list(TABLE)
+    assert code == 0 and list(found) == [*TABLE, *MAPS]
     assert found["vae"]["recipes"] == ["vae", "vae/paper"] and found["vae"]["year"] == 2013
     assert found["vae"]["capabilities"] == list(TABLE["vae"].capabilities)
 
@@ -111,13 +111,15 @@ def test_one_model_from_its_source(place, gencli):
         assert latents["type"] == "int" and latents["default"] == "16" and "dimensions of z" in latents["about"]
 
 
-@pytest.mark.parametrize("name", list(TABLE))
+@pytest.mark.parametrize("name", [*TABLE, *MAPS])
 def test_every_model_of_the_table_can_be_shown_and_cited(name, gencli):
     _, out, _ = gencli("info", name)
     (row,) = rows(out)
     assert Path(row["source"]).is_file() and row["doc"] and row["config"]
     text = info.bibtex(name)
-    assert text.count("{") == text.count("}") and f"eprint = {{{TABLE[name].arxiv}}}" in text
+    assert text.count("{") == text.count("}") and f"year = {{{(TABLE | MAPS)[name].year}}}" in text
+    if arxiv := (TABLE | MAPS)[name].arxiv:
+        assert f"eprint = {{{arxiv}}}" in text
 
 
 def test_bibtex():
@@ -304,7 +306,7 @@ def test_help_opens_with_a_command_that_exists_and_is_not_wrapped(verb):
 
 def test_help_lists_the_verbs_each_with_a_word(gencli):
     code, out, _ = gencli("--help")
-    listed = dict(re.findall(r"^  ([a-z]+)  +(\S.*)$", out.split("Commands:")[1], re.M))
+    listed = dict(re.findall(r"^  ([a-z-]+)  +(\S.*)$", out.split("Commands:")[1], re.M))
     assert code == 0 and set(listed) == {v for v in VERBS if " " not in v} - {"eval"}
     assert not [about for about in listed.values() if about.endswith("...")]
 

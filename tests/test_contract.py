@@ -21,7 +21,7 @@ from torch import Tensor
 from gencli import checkpoint, data
 from gencli.console import UsageError
 from gencli.contract import CAPABILITIES, Model, capabilities
-from gencli.models import TABLE, model_class
+from gencli.models import MAPS, TABLE, model_class
 from gencli.recipe import list_recipes
 from gencli.rng import SampleRng
 from gencli.run import Run
@@ -341,12 +341,12 @@ def room(module: str) -> str:
     return parts[1] if len(parts) > 1 else "gencli"
 
 
-MODELS = [e.path.partition(":")[0] for e in TABLE.values()]
+MODELS = [e.path.partition(":")[0] for e in [*TABLE.values(), *MAPS.values()]]
 
 
-@pytest.mark.parametrize("name", list(TABLE))
+@pytest.mark.parametrize("name", [*TABLE, *MAPS])
 def test_a_model_is_one_file_that_cites_its_paper(name: str) -> None:
-    entry = TABLE[name]
+    entry = (TABLE | MAPS)[name]
     path = Path(find_spec(entry.path.partition(":")[0]).origin)
     doc = ast.get_docstring(tree_of(path))
     said = " ".join(doc.split()).lower()
@@ -375,13 +375,14 @@ def test_models_know_tensors_and_nothing_of_machines(module: str) -> None:
 
 
 # What each room may import, lazily or not: the arrows of gencli/README.md.
-GROUND = {"gencli", "rng", "processes", "files", "console", "header", "strict_yaml", "archives"}
+GROUND = {"gencli", "keyed", "rng", "processes", "files", "console", "header", "strict_yaml", "archives"}
 MIDDLE = GROUND | {"nn", "contract", "data", "models", "checkpoint", "run", "recipe"}
 ARROWS: dict[str, set[str]] = {
     "console": set(),
     "files": set(),
     "processes": set(),
-    "rng": set(),
+    "keyed": set(),
+    "rng": {"keyed"},
     "header": {"console"},
     "strict_yaml": {"console"},
     "archives": {"console", "files"},
@@ -400,6 +401,9 @@ ARROWS: dict[str, set[str]] = {
     "latents": MIDDLE | {"sampling", "given"},
     "views": MIDDLE | {"sampling", "pictures"},
     "walks": MIDDLE | {"given", "latents", "pictures", "sampling", "streams"},
+    "vectors": {"archives", "console", "files", "header"},
+    "dictionaries": {"archives", "console", "vectors"},
+    "translation": {"console", "files", "header", "keyed", "metrics", "models", "vectors"},
     "metrics": MIDDLE | {"header", "pickles", "pictures", "sampling", "streams"},
     "training": MIDDLE | {"header", "metrics", "sampling", "streams", "pictures"},
     "gencli": {"checkpoint", "contract"},

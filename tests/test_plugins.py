@@ -87,7 +87,7 @@ def test_the_list_names_the_origin_and_imports_nothing(template: Path) -> None:
     assert not {"torch", "gencli_gaussian"} & set(done.stdout.splitlines()[1].split())
     done = gencli("models")
     found = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
-    assert list(found) == [*models.TABLE, "gaussian"] and not done.stderr
+    assert list(found) == [*models.TABLE, *models.MAPS, "gaussian"] and not done.stderr
     assert {row["origin"] for row in found.values()} == {"gencli", "gencli-gaussian 0.1"}
     assert (found["gaussian"]["title"], found["gaussian"]["year"]) == (
         "A Gaussian with a diagonal covariance, as an example of a plugin",
@@ -115,7 +115,7 @@ def test_a_built_in_model_is_never_replaced(site: Path) -> None:
         "model 'twice' is left out: gencli-other 2.0 and gencli-thief 1.0 both offer it",
         "model 'vae' of gencli-thief 1.0 is left out: gencli has a model of that name",
     ]
-    assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == list(models.TABLE)
+    assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == [*models.TABLE, *models.MAPS]
     with pytest.raises(UsageError, match="no model 'twice'"):
         models.model_class("twice")
 
@@ -146,14 +146,14 @@ def test_a_broken_plugin_is_named_in_one_line(site: Path, value: str, source: st
     assert line.startswith("model 'broken' of gencli-broken 3.1") and said in line and len(line.splitlines()) == 1
     assert "GENCLI_NO_PLUGINS=1" in caught.value.hint
     listed, problems = models.listing()
-    assert [e.name for e in listed] == [*models.TABLE, "broken"] and not problems
+    assert [e.name for e in listed] == [*models.TABLE, *models.MAPS, "broken"] and not problems
     assert models.model_class("vae")
 
 
 def test_a_malformed_list_of_entry_points_harms_no_built_in_model(site: Path) -> None:
     install(site, "gencli-malformed", "1.0", "this line has no equals sign")
     listed, problems = models.listing()
-    assert [e.name for e in listed] == list(models.TABLE) and models.model_class("vae")
+    assert [e.name for e in listed] == [*models.TABLE, *models.MAPS] and models.model_class("vae")
     assert len(problems) == 1 and problems[0].startswith("plugins are left out: ") and "\n" not in problems[0]
 
 

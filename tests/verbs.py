@@ -14,6 +14,7 @@ VERBS = (
     "sample",
     "evaluate",
     "interpolate",
+    "translate-embeddings",
     "apply",
     "compare",
     "models",

@@ -43,14 +43,14 @@ def _path(what: str) -> Path | None:
     """The run or checkpoint that ``what`` names, or None where it is a model. UsageError where it is neither."""
     from gencli import run
     from gencli.console import DataError, UsageError, nearest
-    from gencli.models import TABLE, plugins
+    from gencli.models import MAPS, TABLE, plugins
 
     path = Path(what)
     if path.is_dir() and any((path / name).exists() for name in ("run.json", "model.safetensors", "recipe.yaml")):
         return path
     if path.exists() and not path.is_dir():
         return path
-    if what in TABLE:
+    if what in TABLE or what in MAPS:
         return None
     try:
         found = run.find(what)
@@ -58,7 +58,7 @@ def _path(what: str) -> Path | None:
         if what in (offered := plugins()[0]):
             return None
         runs = [str(r["path"].name) for r in run.list_runs()]
-        names = nearest(what, [*TABLE, *offered, *runs])
+        names = nearest(what, [*TABLE, *MAPS, *offered, *runs])
         raise UsageError(f"no model, run or checkpoint {what!r}{names}", hint="gencli models; gencli runs") from None
     if found.is_dir() and not (found / "run.json").exists():
         raise DataError(f"{found} is neither a run nor a checkpoint", hint="gencli runs")
@@ -151,11 +151,12 @@ def _fields(config: ast.ClassDef) -> list[dict[str, Any]]:
 def bibtex(name: str) -> str:
     """A BibTeX entry for the paper of model ``name``; UsageError if the table has no such model."""
     from gencli.console import UsageError, nearest
-    from gencli.models import TABLE
+    from gencli.models import MAPS, TABLE
 
-    if name not in TABLE:
-        raise UsageError(f"no model {name!r} to cite{nearest(name, TABLE)}", hint="gencli models")
-    entry = TABLE[name]
+    known = TABLE | MAPS
+    if name not in known:
+        raise UsageError(f"no model {name!r} to cite{nearest(name, known)}", hint="gencli models")
+    entry = known[name]
     authors = [author.strip() for author in entry.authors.split(",")]
     key = "".join(c for c in f"{authors[0].split()[-1]}{entry.year}{name}".lower() if c.isascii() and c.isalnum())
     fields = {"title": f"{{{_tex(entry.title)}}}", "author": _tex(" and ".join(authors)), "year": str(entry.year)}

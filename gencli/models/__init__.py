@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gencli.contract import Model
 
-__all__ = ["GROUP", "TABLE", "Entry", "entry", "listing", "model_class", "plugins"]
+__all__ = ["GROUP", "MAPS", "TABLE", "Entry", "entry", "listing", "model_class", "plugins"]
 
 GROUP = "gencli.models"  # of entry points, by which a package offers a model
 
@@ -205,26 +205,57 @@ TABLE: dict[str, Entry] = {
 }
 
 
+# Maps between word vectors: a dictionary's pairs and one decomposition, no data set, recipe, steps or run. They are no
+# Model of the contract; the verb that fits and applies them is their one capability.
+MAPS: dict[str, Entry] = {
+    e.name: e
+    for e in [
+        Entry(
+            "linear",
+            "gencli.models.translation.linear:Linear",
+            "translation",
+            "Exploiting Similarities among Languages for Machine Translation",
+            "Tomas Mikolov, Quoc V. Le, Ilya Sutskever",
+            2013,
+            "1309.4168",
+            ("translate-embeddings",),
+        ),
+        Entry(
+            "procrustes",
+            "gencli.models.translation.procrustes:Procrustes",
+            "translation",
+            "Normalized Word Embedding and Orthogonal Transform for Bilingual Word Translation",
+            "Chao Xing, Dong Wang, Chao Liu, Yiye Lin",
+            2015,
+            "",
+            ("translate-embeddings",),
+        ),
+    ]
+}
+
+
 def entry(name: str) -> Entry:
     """What is known of model ``name``, built in or installed as a plugin, without importing it.
 
     :raises UsageError: if there is no such model.
     """
-    if name in TABLE:
-        return TABLE[name]
+    if name in TABLE or name in MAPS:
+        return TABLE.get(name) or MAPS[name]
     found, _ = plugins()
     if name in found:
         return _listed(found[name])
-    raise UsageError(f"no model {name[:100]!r}{nearest(name, [*TABLE, *found])}", hint="gencli models")
+    raise UsageError(f"no model {name[:100]!r}{nearest(name, [*TABLE, *MAPS, *found])}", hint="gencli models")
 
 
 def model_class(name: str) -> type[Model]:
     """The class of model ``name``. Imports its module, and so torch; of the plugins, only the one named.
 
-    :raises UsageError: if there is no such model.
+    :raises UsageError: if there is no such model, or it is a map, which no recipe trains.
     :raises GencliError: if the plugin of that name is broken.
     """
     listed = entry(name)
+    if name in MAPS:
+        raise UsageError(f"{name} maps word vectors", hint=f"gencli translate-embeddings SRC TGT --map {name}")
     if name not in TABLE:
         return _load(plugins()[0][name], listed.origin)
     module, _, attribute = listed.path.partition(":")
@@ -256,17 +287,17 @@ def plugins() -> tuple[dict[str, EntryPoint], list[str]]:
     problems: list[str] = []
     for name, offered in list(offers.items()):
         origins = " and ".join(map(_origin, offered))
-        if name in TABLE:
+        if name in TABLE or name in MAPS:
             problems.append(f"model {name!r} of {origins} is left out: gencli has a model of that name")
         elif len(offered) > 1:
             problems.append(f"model {name!r} is left out: {origins} both offer it")
-    return {n: o[0] for n, o in offers.items() if n not in TABLE and len(o) == 1}, problems
+    return {n: o[0] for n, o in offers.items() if n not in TABLE and n not in MAPS and len(o) == 1}, problems
 
 
 def listing() -> tuple[list[Entry], list[str]]:
     """All models, the built-in ones first, and what is wrong with the plugins' names."""
     found, problems = plugins()
-    return [*TABLE.values(), *map(_listed, found.values())], problems
+    return [*TABLE.values(), *MAPS.values(), *map(_listed, found.values())], problems
 
 
 def _listed(point: EntryPoint) -> Entry:

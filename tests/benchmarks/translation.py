@@ -1,0 +1,134 @@
+"""Embedding translation: time, memory and scores of ``gencli translate-embeddings``, started as a user starts it.
+
+``python -m tests.benchmarks translation``: with GENCLI_DATA at a folder that holds ``bli/`` (see below) the three maps
+of ``--compare`` on its en-es vectors; then 200,000 words of 300 dimensions a side, drawn (a rotated copy with noise;
+5,000 pairs to learn, 1,500 to score): the fit, P@k by nearest neighbour and by exact CSLS, and loading the same vectors
+as text against gensim's ``KeyedVectors.load_word2vec_format``, where gensim can be imported. ``--words``, ``--dims``
+make it smaller, ``--threads 2`` sets the threads of the products.
+
+``bli/vectors/es-en/word2vec.{en,es}.gz`` and ``bli/muse/en-es.{0-5000,5000-6500}.txt.gz`` are those of Zhang et al.,
+ACL 2017, and of MUSE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from gencli import keyed, translation, vectors
+from gencli.translation import STEPS
+
+
+def command(*words: object, threads: int = 1) -> tuple[list[dict], float, float]:
+    """(rows printed, seconds from start to end, peak GB) of ``gencli translate-embeddings`` in a process of its own."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    line = [sys.executable, "-m", "gencli", "translate-embeddings", *map(str, words)]
+    begin = time.perf_counter()
+    with tempfile.TemporaryFile() as out:
+        process = subprocess.Popen(line, stdout=out, env=os.environ | dict.fromkeys(names, str(threads)))
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0, "it failed"
+        out.seek(0)
+        rows = [json.loads(row) for row in out.read().splitlines()]
+    return rows, time.perf_counter() - begin, usage.ru_maxrss / 2**20
+
+
+def bli(root: Path) -> None:
+    sides = [root / f"vectors/es-en/word2vec.{side}.gz" for side in ("en", "es")]
+    train, test = root / "muse/en-es.0-5000.txt.gz", root / "muse/en-es.5000-6500.txt.gz"
+    rows, seconds, memory = command(*sides, "--dictionary", train, "--test", test, "--compare")
+    print(f"bli en-es, three maps in one command: {seconds:.2f} s, {memory:.2f} GB, start included")
+    for row in rows[:3]:
+        print(f"  {row['map']} {row['normalise']}: P@1 {100 * row['p_at_1']:.1f}, P@5 {100 * row['p_at_5']:.1f}")
+    for row in rows[3:]:
+        low, high = row["p_at_1_95"]
+        change = 100 * row["p_at_1_difference"]
+        print(f"  {row['first']} - {row['second']}: {change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+
+
+def drawn(folder: Path, n: int, d: int) -> tuple[Path, Path, Path, Path]:
+    """Vectors of two languages, safetensors, and dictionaries to learn from and to be scored on."""
+    g = keyed.generator("translation benchmark")
+    x = g.standard_normal((n, d), dtype=np.float32)
+    R = np.linalg.qr(g.standard_normal((d, d)))[0].astype(np.float32)
+    z = x @ R + g.standard_normal((n, d), dtype=np.float32) * 1.3
+    for name, side in (("a", x), ("b", z)):
+        vectors.write(folder / f"{name}.safetensors", [f"{name}{i}" for i in range(n)], side)
+    train, test = folder / "train.txt", folder / "test.txt"
+    train.write_text("".join(f"a{i} b{i}\n" for i in range(5000)))
+    test.write_text("".join(f"a{i} b{i}\n" for i in range(5000, 6500)))
+    return folder / "a.safetensors", folder / "b.safetensors", train, test
+
+
+def fitting(folder: Path) -> None:
+    x, z = vectors.read(folder / "a.safetensors").x, vectors.read(folder / "b.safetensors").x
+    rows = np.repeat(np.arange(5000)[:, None], 2, 1)
+    for name, steps in (("procrustes", ()), ("linear", ()), ("procrustes", (*STEPS[:2], "unit"))):
+        begin = time.perf_counter()
+        translation.fit(name, {}, steps, x, z, rows, 0, 0)
+        print(f"  fit of {name} {','.join(steps) or 'none'}, mapping all words: {time.perf_counter() - begin:.2f} s")
+
+
+def loading(folder: Path) -> None:
+    """Both loaders on the same text file, six decimals a number as the original program writes them."""
+    a = vectors.read(folder / "a.safetensors")
+    text = folder / "a.txt"
+    with text.open("w") as file:
+        file.write(f"{len(a.x)} {a.x.shape[1]}\n")
+        form = " %.6f" * a.x.shape[1]
+        for word, row in zip(a.words, a.x):
+            file.write(word + form % tuple(row.tolist()) + "\n")
+    begin = time.perf_counter()
+    ours = vectors.read(text).x
+    seconds = time.perf_counter() - begin
+    print(f"  loading {text.stat().st_size / 1e6:.0f} MB of text: {seconds:.2f} s")
+    try:
+        from gensim.models import KeyedVectors
+    except ImportError:
+        print("  gensim is not installed")
+        return
+    begin = time.perf_counter()
+    theirs = KeyedVectors.load_word2vec_format(text).vectors
+    peer = time.perf_counter() - begin
+    assert (ours == theirs).all()
+    print(f"  gensim's loader: {peer:.2f} s, {peer / seconds:.1f} times as long; the numbers are equal to the bit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--words", type=int, default=200_000)
+    parser.add_argument("--dims", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--skip-loading", action="store_true")
+    given = parser.parse_args(sys.argv[2:])
+    root = Path(os.environ.get("GENCLI_DATA", "")) / "bli"
+    if root.is_dir():
+        bli(root)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source, target, train, test = drawn(folder, given.words, given.dims)
+        print(f"{given.words} x {given.dims}, drawn, {given.threads} thread{'s' * (given.threads > 1)}")
+        fitting(folder)
+        for how in ("nn", "csls"):
+            words = (source, target, "--dictionary", train, "--test", test, "--retrieval", how)
+            (row,), seconds, memory = command(*words, threads=given.threads)
+            print(
+                f"  {how}: P@1 {100 * row['p_at_1']:.1f} of {row['words']} words, {seconds:.1f} s, {memory:.2f} GB",
+                flush=True,
+            )
+        if not given.skip_loading:
+            loading(folder)
+    print(f"  peak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
