@@ -76,7 +76,7 @@ def translate_embeddings(
     from gencli.commands.sample import parse_options
     from gencli.console import UsageError
     from gencli.metrics.translation import retrieval as checked
-    from gencli.translation import configured, parse
+    from gencli.translation import configured, digest, parse
 
     options = parse_options([word for word in words or [] if "=" in word and word != "="])
     asked = [word for word in words or [] if "=" not in word or word == "="]
@@ -103,6 +103,10 @@ def translate_embeddings(
         return
     fitted = _applied(task, apply) if apply else _fitted(task, map_name, options, steps)
     if out:
+        files = {"source": source, "target": target, "dictionary": dictionary}
+        fitted.map.about["files"] = {
+            side: {"name": Path(path).name, "sha256": digest(path)} for side, path in files.items() if path
+        }
         fitted.map.save(out)
         fitted.rows[:] = [row | {"out": str(out)} for row in fitted.rows]
     if fitted.rows:
@@ -194,10 +198,6 @@ def _fitted(task: _Task, name: str, options: dict[str, Any], steps: tuple[str, .
     found = translation.pairs(train, source, target, train_name)
     scored = Test.of(test, source.index, target.index, test_name)
     made, x, y = translation.fit(name, options, steps, source.x, target.x, found, task.refine, task.seed)
-    files = {"source": task.source, "target": task.target, "dictionary": task.dictionary}
-    made.about["files"] = {
-        side: {"name": Path(path).name, "sha256": translation.digest(path)} for side, path in files.items() if path
-    }
     rows, _ = _scores(task, made, scored, test_name, x, y)
     return _Fitted(made, source, target, x, y, rows)
 

@@ -14,6 +14,7 @@ P@k is the share of the source words, each counted once, that have any of their 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = ["RETRIEVALS", "Test", "csls", "interval", "mean_top", "ranked", "retr
 Array = np.ndarray[Any, Any]
 RETRIEVALS = ("nn", "inverted-softmax", "csls")
 K, BETA, SAMPLE = 10, 30.0, 20_000
+PARTS = (0.04, 0.1, 0.25, 0.5)  # of the sources, after which bounds are looked at again
 TABLE = 1 << 24  # products in memory at once: 64 MB
 GROUPS = 32  # columns that are looked through as one
 DRAWS = 10_000  # resamples of a bootstrap
@@ -72,16 +74,20 @@ def _products(a: Array, b: Array, columns: int | None = None) -> Iterator[tuple[
             yield rows, cols, np.matmul(a[rows], b[cols].T, out=block)
 
 
+def _raise(best: Array, a: Array, b: Array) -> Array:
+    """``best`` (n, k), the largest products of the rows of ``a`` (n, d) so far, with those of the rows of ``b``."""
+    k = best.shape[1]
+    for rows, cols, P in _products(a, b, 1 << 14):
+        new, _ = _top(P, min(k, cols.stop - cols.start))
+        both = np.concatenate([best[rows], new], 1)
+        best[rows] = np.partition(both, both.shape[1] - k, 1)[:, -k:]
+    return best
+
+
 def mean_top(a: Array, b: Array, k: int = K) -> Array:
     """r: the mean product of each row of ``a`` (n, d) with its ``k`` largest among the rows of ``b`` (m, d), (n,)."""
-    k = min(k, len(b))
-    found = np.full((len(a), 2 * k), -np.inf, np.float32)  # the best so far, and of the block
-    for rows, cols, P in _products(a, b, 1 << 14):
-        width = min(k, cols.stop - cols.start)
-        found[rows, k : k + width] = _top(P, width)[0]
-        found[rows, k + width :] = -np.inf
-        found[rows] = np.partition(found[rows], k, 1)[:, ::-1]
-    return found[:, :k].mean(1, dtype=np.float64).astype(np.float32)
+    best = _raise(np.full((len(a), min(k, len(b))), -np.inf, np.float32), a, b)
+    return best.mean(1, dtype=np.float64).astype(np.float32)
 
 
 def ranked(how: str, x: Array, y: Array, sources: Array, k: int) -> tuple[Array, Array]:
@@ -114,25 +120,36 @@ def _best(x: Array, y: Array, factor: float, minus: Array, k: int) -> tuple[Arra
 def csls(x: Array, y: Array, sources: Array, k: int) -> tuple[Array, Array]:
     """The ``k`` best of ``y`` for each of ``x`` by CSLS: scores and rows, as in :func:`ranked`, none approximate.
 
-    r(y) takes as many products as there are pairs of words, but few y need it. The mean over a sample of the sources
-    is never above r(y), so it bounds a score from above. The exact scores of the most promising y give for each x a
-    k-th best, and only a y whose bound reaches that of some x can be among the best.
+    r(y) takes as many products as there are pairs of words, but few y need it. Its mean over a part of the sources is
+    never above it, so it bounds a score from above. The exact scores of the most promising y give for each x a k-th
+    best; then a y is followed through further sources only as long as its bound reaches that of some x.
     """
-    bound = mean_top(y, sources[: max(len(sources) // 25, 2 * K)])
-    known = np.zeros(len(y), bool)
-    known[np.unique(_best(x, y, 2.0, bound, k)[1])] = True
+    cuts = [0, *(max(round(part * len(sources)), min(len(sources), K)) for part in PARTS), len(sources)]
+    parts = [sources[a:b] for a, b in pairwise(cuts)]
+    best = _raise(np.full((len(y), min(K, len(sources))), -np.inf, np.float32), y, parts[0])
+    bound = best.mean(1)
+    first = np.unique(_best(x, y, 2.0, bound, k)[1])
     r = np.full(len(y), np.inf, np.float32)
-    r[known] = mean_top(y[known], sources)
+    r[first] = _raise(best[first], y[first], sources[cuts[1] :]).mean(1)
     least = _best(x, y, 2.0, r, k)[0][:, -1:] - CLOSE
+    left = np.flatnonzero(np.isinf(r))
+    for part in parts[1:]:
+        left = left[_reaching(x, y[left], bound[left], least)]
+        best[left] = _raise(best[left], y[left], part)
+        bound[left] = best[left].mean(1)
+    r[left] = bound[left]
+    score, at = _best(x, y, 2.0, r, k)
+    return score - mean_top(x, y)[:, None], at
+
+
+def _reaching(x: Array, y: Array, bound: Array, least: Array) -> Array:
+    """Which of ``y`` (m, d) could score ``least`` (n, 1) or more for any of ``x`` (n, d), bool (m,)."""
     reach = np.zeros(len(y), bool)
     for rows, _, P in _products(x, y):
         P *= 2
         P -= bound
         reach |= (least[rows] <= P).any(0)
-    reach &= ~known
-    r[reach] = mean_top(y[reach], sources)
-    score, at = _best(x, y, 2.0, r, k)
-    return score - mean_top(x, y)[:, None], at
+    return reach
 
 
 # ---------------------------------------------------------------------------------------------- the score
