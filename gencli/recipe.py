@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from gencli import files, strict_yaml
 from gencli.console import GencliError, UsageError, nearest
+from gencli.models import MAPS
 from gencli.strict_yaml import Key, quoted, scalar
 
 if TYPE_CHECKING:
@@ -248,6 +249,9 @@ def find(spec: str) -> tuple[Path, str]:
     name = spec.removesuffix("/default")
     if name in shipped:
         return shipped[name], f"recipes/{shipped[name].parent.name}/{shipped[name].name}"
+    if name in MAPS:
+        hint = f"gencli translate-embeddings SRC TGT --dictionary TRAIN --map {name}"
+        raise UsageError(f"{name} maps word vectors: it is fitted to a dictionary, not trained by a recipe", hint=hint)
     what = "no such recipe file:" if path.suffix in (".yaml", ".yml") else "no recipe"
     raise UsageError(f"{what} {spec!r}{nearest(spec.removesuffix('.yaml'), shipped)}", hint="gencli recipes ls")
 

@@ -161,7 +161,7 @@ def _check_count(rows: _Rows, header: tuple[int, int] | None, found: int) -> Non
 
 
 def _read_text(file: BinaryIO, rows: _Rows) -> None:
-    first = file.readline(LINE)
+    first = file.readline(LINE).removeprefix(b"\xef\xbb\xbf")
     if not first:
         return
     if b"\0" in first:

@@ -483,6 +483,12 @@ def test_unknown_recipes(shipped, spec, message):
     assert str(caught.value).startswith(message) and caught.value.hint == "gencli recipes ls"
 
 
+def test_a_map_of_word_vectors_has_no_recipe(shipped):
+    with pytest.raises(UsageError, match="procrustes maps word vectors") as caught:
+        load("procrustes")
+    assert caught.value.hint == "gencli translate-embeddings SRC TGT --dictionary TRAIN --map procrustes"
+
+
 def test_a_broken_recipe_is_listed_as_such(shipped):
     (shipped / "vae/default.yaml").write_text("a: &x 1")
     (shipped / "vae/list.yaml").write_text("[1]")

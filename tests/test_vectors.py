@@ -39,7 +39,7 @@ def test_what_is_written_is_read_back_to_the_bit(tmp_path, name):
 
 
 def test_glove_has_no_first_line_and_words_with_blanks(tmp_path):
-    found = vectors.read(text(tmp_path, "the 0.5 -1.25\n. . . 2 3e-1\nof\t1  -.5 \r\nat 1 7."))
+    found = vectors.read(text(tmp_path, "\ufeffthe 0.5 -1.25\n. . . 2 3e-1\nof\t1  -.5 \r\nat 1 7."))
     assert found.words == ["the", ". . .", "of", "at"]
     assert (found.x == np.array([[0.5, -1.25], [2, 0.3], [1, -0.5], [1, 7]], np.float32)).all()
 

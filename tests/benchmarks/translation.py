@@ -1,5 +1,7 @@
 """Embedding translation: time, memory and scores of ``gencli translate-embeddings``, started as a user starts it.
 
+CPU seconds stand beside the seconds: on a machine that does other work they are what a command takes alone.
+
 ``python -m tests.benchmarks translation``: with GENCLI_DATA at a folder that holds ``bli/`` (see below) the three maps
 of ``--compare`` on its en-es vectors; then 200,000 words of 300 dimensions a side, drawn (a rotated copy with noise;
 5,000 pairs to learn, 1,500 to score): the fit, P@k by nearest neighbour and by exact CSLS, and loading the same vectors
@@ -29,8 +31,8 @@ from gencli import keyed, translation, vectors
 NOISE = 3.0  # of variance 9 beside 1: cosines of 0.32 between translations
 
 
-def command(*words: object, threads: int = 1) -> tuple[list[dict], float, float]:
-    """(rows printed, seconds from start to end, peak GB) of ``gencli translate-embeddings`` in a process of its own."""
+def command(*words: object, threads: int = 1) -> tuple[list[dict], str]:
+    """(rows printed, what it took from start to end) of ``gencli translate-embeddings`` in a process of its own."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     line = [sys.executable, "-m", "gencli", "translate-embeddings", *map(str, words)]
     begin = time.perf_counter()
@@ -40,14 +42,29 @@ def command(*words: object, threads: int = 1) -> tuple[list[dict], float, float]
         assert status == 0, "it failed"
         out.seek(0)
         rows = [json.loads(row) for row in out.read().splitlines()]
-    return rows, time.perf_counter() - begin, usage.ru_maxrss / 2**20
+    seconds, cpu = time.perf_counter() - begin, usage.ru_utime + usage.ru_stime
+    return rows, f"{seconds:.2f} s ({cpu:.2f} s of CPU), {usage.ru_maxrss / 2**20:.2f} GB"
+
+
+class Clock:
+    """Seconds and CPU seconds of a block, as text."""
+
+    def __enter__(self) -> Clock:
+        self.begin = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds, self.cpu = time.perf_counter() - self.begin[0], time.process_time() - self.begin[1]
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.2f} s ({self.cpu:.2f} of CPU)"
 
 
 def bli(root: Path) -> None:
     sides = [root / f"vectors/es-en/word2vec.{side}.gz" for side in ("en", "es")]
     train, test = root / "muse/en-es.0-5000.txt.gz", root / "muse/en-es.5000-6500.txt.gz"
-    rows, seconds, memory = command(*sides, "--dictionary", train, "--test", test, "--compare")
-    print(f"bli en-es, three maps in one command: {seconds:.2f} s, {memory:.2f} GB, start included")
+    rows, took = command(*sides, "--dictionary", train, "--test", test, "--compare")
+    print(f"bli en-es, three maps in one command: {took}, start included")
     for row in rows[:3]:
         print(f"  {row['map']} {row['normalise']}: P@1 {100 * row['p_at_1']:.1f}, P@5 {100 * row['p_at_5']:.1f}")
     for row in rows[3:]:
@@ -76,14 +93,13 @@ def fitting(folder: Path) -> None:
     rows = np.repeat(np.arange(5000)[:, None], 2, 1)
     for name in ("procrustes", "linear"):
         model = translation.configured(name, {})
-        begin = time.perf_counter()
-        model.fit(x[:5000], z[:5000], keyed.generator("benchmark"))
-        fit = time.perf_counter() - begin
+        with Clock() as fit:
+            model.fit(x[:5000], z[:5000], keyed.generator("benchmark"))
+        print(f"  {name}: fit {fit}")
         for steps in ((), ("unit", "centre", "unit")):
-            begin = time.perf_counter()
-            translation.fit(name, {}, steps, x, z, rows)
-            whole = time.perf_counter() - begin
-            print(f"  {name}: fit {fit:.2f} s; normalise ({','.join(steps) or 'none'}), fit and map: {whole:.2f} s")
+            with Clock() as whole:
+                translation.fit(name, {}, steps, x, z, rows)
+            print(f"    normalise ({','.join(steps) or 'none'}), fit and map all: {whole}", flush=True)
 
 
 def loading(folder: Path) -> None:
@@ -95,20 +111,19 @@ def loading(folder: Path) -> None:
         form = " %.6f" * a.x.shape[1]
         for word, row in zip(a.words, a.x):
             file.write(word + form % tuple(row.tolist()) + "\n")
-    begin = time.perf_counter()
-    ours = vectors.read(text).x
-    seconds = time.perf_counter() - begin
-    print(f"  loading {text.stat().st_size / 1e6:.0f} MB of text: {seconds:.2f} s")
+    with Clock() as clock:
+        ours = vectors.read(text).x
+    print(f"  loading {text.stat().st_size / 1e6:.0f} MB of text: {clock}", flush=True)
     try:
         from gensim.models import KeyedVectors
     except ImportError:
         print("  gensim is not installed")
         return
-    begin = time.perf_counter()
-    theirs = KeyedVectors.load_word2vec_format(text).vectors
-    peer = time.perf_counter() - begin
+    with Clock() as peer:
+        theirs = KeyedVectors.load_word2vec_format(text).vectors
     assert (ours == theirs).all()
-    print(f"  gensim's loader: {peer:.2f} s, {peer / seconds:.1f} times as long; the numbers are equal to the bit")
+    times = f"{peer.seconds / clock.seconds:.1f} times the time, {peer.cpu / clock.cpu:.1f} of CPU"
+    print(f"  gensim's loader: {peer}, {times}; the numbers are equal to the bit")
 
 
 def main() -> None:
@@ -128,11 +143,9 @@ def main() -> None:
         fitting(folder)
         for how in ("nn", "csls"):
             words = (source, target, "--dictionary", train, "--test", test, "--retrieval", how)
-            (row,), seconds, memory = command(*words, threads=given.threads)
-            print(
-                f"  {how}: P@1 {100 * row['p_at_1']:.1f} of {row['words']} words, {seconds:.1f} s, {memory:.2f} GB",
-                flush=True,
-            )
+            (row,), took = command(*words, threads=given.threads)
+            right = f"P@1 {100 * row['p_at_1']:.1f} of {row['words']} words"
+            print(f"  {how}: {right}, {took}, reading included", flush=True)
         if not given.skip_loading:
             loading(folder)
     print(f"  peak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
