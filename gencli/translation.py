@@ -146,6 +146,8 @@ def load(path: Path | str) -> Map:
     shapes = {name: shape for name, (_, shape) in header.items()}
     steps: Any = about.get("normalise")
     known = about.get("kind") == "map" and isinstance(steps, list) and all(step in STEPS for step in steps)
+    known = known and isinstance(about.get("map"), str) and isinstance(about.get("pairs"), int)
+    known = known and isinstance(about.get("files", {}), dict)
     if not known or len(shapes.get("W", ())) != 2 or any(dtype != "F64" for dtype, _ in header.values()):
         raise DataError(f"{path} is no map of word vectors", hint="gencli translate-embeddings ... -o MAP makes one")
     d = dict(zip(("target", "source"), shapes["W"]))

@@ -177,6 +177,7 @@ def test_a_map_is_saved_and_loaded_to_the_bit(tmp_path):
         with pytest.raises(DataError, match=r"map\.safetensors"):
             translation.load(path)
     for old, new, why in [
+        (b'pairs\\":60', b'pairs\\":{}', "is no map"),
         (b'"kind\\":\\"map', b'"kind\\":\\"mop', "is no map"),
         (b'\\"whiten\\"', b'\\"centre\\"', r"source\.2|target\.2"),
         (b'\\"whiten\\"', b'\\"wheten\\"', "is no map"),

@@ -216,9 +216,9 @@ def _applied(task: _Task, path: Path) -> _Fitted:
     ):
         if vectors.x.shape[1] != d:
             raise DataError(f"{where} has {vectors.x.shape[1]} dimensions, but {path} was fitted on {d}")
-        known = made.about.get("files", {}).get(side, {})
-        if known.get("sha256") not in (None, translation.digest(where)):
-            say(f"{where} is not the {side} that {path} was fitted on ({known.get('name')})")
+        fitted_on = made.about.get("files", {}).get(side)
+        if isinstance(fitted_on, dict) and fitted_on.get("sha256") != translation.digest(where):
+            say(f"{where} is not the {side} that {path} was fitted on ({fitted_on.get('name')})")
     x, y = made.mapped(made.source(source.x)), unit(made.target(target.x))
     rows: list[dict[str, Any]] = []
     if task.test:
