@@ -106,6 +106,7 @@ class VAE(Conditional, Model):
     Config = VAEConfig
 
     config: VAEConfig
+    centre: Tensor  # of the encoder's input, (*shape)
 
     def __init__(self, config: VAEConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
@@ -115,6 +116,7 @@ class VAE(Conditional, Model):
             raise UsageError("model.free_bits counts latent dimensions one by one: it wants model.posterior=diagonal")
         K = len(spec.classes) if c.conditional else 0
         self.p_x = head(c.decoder, spec.levels)
+        self.register_buffer("centre", torch.zeros(spec.shape))
         outputs = 2 * J if c.posterior == "diagonal" else J + J * (J + 1) // 2
         self.encoder: nn.Module
         self.decoder: nn.Module
@@ -138,6 +140,11 @@ class VAE(Conditional, Model):
         name_layers(self)
 
     # ------------------------------------------------------------------ training
+
+    @torch.no_grad()
+    def prepare(self, b: Any, s: Step) -> None:
+        """The encoder sees data less the first batch's mean: a black border, -1 everywhere, would drown the rest."""
+        self.centre.copy_(self.spec.scale(b.x).mean(0))
 
     def loss(self, b: Any, s: Step) -> dict[str, Any]:
         """Minus the ELBO in nats a dimension, so that learning rates carry over between models and data sets."""
@@ -165,7 +172,7 @@ class VAE(Conditional, Model):
     def posterior(self, x: Tensor, labels: Tensor | None = None) -> Posterior:
         """q(z|x) of raw ``x (n, ...)``."""
         J, y = self.config.latents, self.one_hot(labels)
-        h = self.body(self.spec.scale(x))
+        h = self.body(self.spec.scale(x) - self.centre)
         h = self.encoder(h if y is None else torch.cat([h, y], 1)).to(torch.get_default_dtype())
         if self.config.posterior == "diagonal":
             mu, log_var = h.chunk(2, -1)
