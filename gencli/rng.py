@@ -40,9 +40,7 @@ def _key_tensor(*key: object) -> Tensor:
     return torch.tensor([number >> 64, number & (2**63 - 1)])
 
 
-# A custom operator, so that torch.compile calls it as it stands instead of tracing numpy.
-@torch.library.custom_op("gencli::draw", mutates_args=())
-def _draw(
+def _drawn(
     key: Tensor,
     purpose: str,
     nth: int,
@@ -84,7 +82,11 @@ def _draw(
     return x.to(device, dtype) if kind in ("normal", "uniform") else x.to(device)
 
 
-@_draw.register_fake
+# As an operator torch.compile calls it as it stands instead of tracing numpy; else the call alone is the faster.
+_operator = torch.library.custom_op("gencli::draw", _drawn, mutates_args=())
+
+
+@_operator.register_fake
 def _(
     key: Tensor,
     purpose: str,
@@ -122,7 +124,8 @@ class Rng:
         return nth
 
     def _draw(self, kind: str, purpose: str, shape: Sequence[int], high: int = 0) -> Tensor:
-        return _draw(
+        draw = _operator if torch.compiler.is_compiling() else _drawn
+        return draw(
             self.key,
             purpose,
             self._next(purpose),

@@ -107,7 +107,8 @@ class Trainer:
         """
         if self.number == 0 and not self.ema:
             self._prepare()
-        self.model.train()
+        if not self.model.training:  # it visits every module
+            self.model.train()
         logs: dict[str, float] = {}
         try:
             for player in self.players:
