@@ -151,11 +151,11 @@ def completions(
 
 def picture(chunks: Sequence[Samples], spec: DataSpec, beside: Any = None) -> np.ndarray[Any, Any]:
     """Samples as one picture (H, W, 3), as :mod:`gencli.streams` draws them; points (many: density) beside the data."""
-    from gencli import pictures, streams
+    from gencli import plots, streams
 
     x = np.concatenate([chunk.x for chunk in chunks])
     if spec.kind == "points":
         rows = len(x) if beside is None or beside.size is None else min(len(x), beside.size)
         data = None if beside is None else beside.rows(torch.arange(rows))["x"].numpy()
-        return (pictures.scatter if len(x) < 1000 else pictures.density)(x, data)
+        return (plots.scatter if len(x) < 1000 else plots.density)(x, data)
     return streams.picture(x, spec)

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from gencli import archives, console, files, pictures
+from gencli import archives, console, files, pictures, plots
 from gencli.console import DataError, UsageError
 from gencli.contract import DataSpec
 from gencli.data import audio, text
@@ -158,7 +158,7 @@ def _write_picture(path: Path, how: str, x: Array, spec: DataSpec) -> None:
 def picture(x: Array, spec: DataSpec) -> Array:
     """Raw samples as one picture, uint8 ``(H, W, 3)``: a grid of images, a scatter, waveforms, a page of text."""
     if spec.kind == "points":
-        return pictures.scatter(x)
+        return plots.scatter(x)
     if spec.kind == "audio":
         return pictures.waves(audio.decode(x[:, 0]))
     if spec.kind == "text":

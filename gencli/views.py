@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gencli import pictures
+from gencli import plots
 from gencli.console import UsageError, nearest
 from gencli.contract import Model
 from gencli.rng import SampleRng
@@ -73,7 +73,7 @@ def _density(model: Model, data: Array | None, seed: int, labels: Sequence[int] 
     device = next(model.parameters()).device
     if data is None:
         raise UsageError("the data of the run are not at hand, and they say where to look")
-    limits = pictures.frame(data, data)[: data.shape[1]]
+    limits = plots.frame(data, data)[: data.shape[1]]
     area = math.prod(high - low for low, high in limits)
     integral = math.nan
 
@@ -86,7 +86,7 @@ def _density(model: Model, data: Array | None, seed: int, labels: Sequence[int] 
         integral = area * float(np.exp(found).mean())  # by the midpoints of equal cells
         return found
 
-    image = pictures.density(log_prob, data, bins=BINS)
+    image = plots.density(log_prob, data, bins=BINS)
     window = [[round(end, 4) for end in span] for span in limits]
     return image, {"kind": model.likelihood, "window": window, "integral": integral}
 
@@ -107,5 +107,5 @@ def _map(model: Model, data: Array | None, seed: int) -> tuple[Array, dict[str, 
         grid = np.stack([upright, level])  # (2, lines, m, 2)
     flat = torch.from_numpy(grid.reshape(-1, D).astype(np.float32)).to(device)
     x: Tensor = torch.cat([model.decode(flat[rows]) for rows, _ in _chunks(len(flat), seed, device)])
-    image = pictures.warp(grid, x.cpu().numpy().reshape(grid.shape), data)
+    image = plots.warp(grid, x.cpu().numpy().reshape(grid.shape), data)
     return image, {"latents": [[round(float(a), 4), round(float(b), 4)] for a, b in zip(low, high)]}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gencli import console, data, latents, pictures, streams
+from gencli import console, data, latents, pictures, plots, streams
 from gencli.checkpoint import Loaded
 from gencli.console import GencliError, UsageError
 from gencli.data.source import Source
@@ -184,10 +184,19 @@ class Walker:
                 f"{share:.1%} of the variance"
             )
             axes, row["variance_share"] = ("first principal axis", "second principal axis"), share
-        pictures.save_png(out, pictures.classes(z, y, self.spec.classes, axes))
+        pictures.save_png(out, plots.classes(z, y, self.spec.classes, axes))
         console.table([self._about() | row | {"out": out}])
 
     # ------------------------------------------------------------------ writing
+
+    def _shown(self) -> np.ndarray[Any, Any] | None:
+        """Points of the training data to walk among; None where they are not at hand."""
+        try:
+            source = self.source("train")
+        except GencliError:
+            return None
+        n = 2000 if source.size is None else min(2000, source.size)
+        return source.rows(torch.arange(n))["x"].numpy()
 
     def _about(self) -> dict[str, Any]:
         return {"model": self.loaded.meta["model"], "step": self.loaded.meta["step"], "weights": self.loaded.weights}
@@ -201,7 +210,10 @@ class Walker:
         labels = None if y is None else y.repeat_interleave(across)
         examples = latents.decoded(self.model, z.flatten(0, 1), labels)
         ending = Path(out).suffix.lower()
-        if self.spec.kind != "image" or ending not in (".png", ".gif", ".webp"):
+        if self.spec.kind == "points" and self.spec.dims == 2 and ending == ".png":
+            x = np.concatenate(list(examples)).reshape(rows, across, 2)
+            pictures.save_png(out, plots.paths(x, self._shown()))
+        elif self.spec.kind != "image" or ending not in (".png", ".gif", ".webp"):
             about = self._about() | {"seed": self.seed}
             streams.write(out, _samples(examples, labels), self.spec, about, rows * across)
         else:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import gencli as package
-from gencli import data, latents, pictures
+from gencli import data, latents, pictures, plots
 from gencli.console import DataError
 from gencli.contract import Config, DataSpec, Model
 from gencli.data.source import TensorSource
@@ -378,8 +378,8 @@ def test_a_traversal_tells_the_active_dimensions_first(gencli: Call, walked: Any
 
 def test_a_scatter_of_the_latents(gencli: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    real = pictures.classes
-    monkeypatch.setattr(pictures, "classes", lambda *given: seen.append(given) or real(*given))
+    real = plots.classes
+    monkeypatch.setattr(plots, "classes", lambda *given: seen.append(given) or real(*given))
     made = gencli("interpolate", VAE, "--scatter", "-o", tmp_path / "s.png")
     rows = data.load("digits", "val").rows(torch.arange(180))
     z = model(VAE).posterior(rows["x"]).mu.detach().numpy()
@@ -398,9 +398,9 @@ def test_a_scatter_of_the_latents(gencli: Call, tmp_path: Path, monkeypatch: pyt
 def test_colours_of_classes(names: int) -> None:
     points = np.random.default_rng(0).normal(size=(300, 2))
     label = None if not names else np.arange(300) % names
-    image = pictures.classes(points, label, [f"class {k}" for k in range(names)], ("a", "b"))
+    image = plots.classes(points, label, [f"class {k}" for k in range(names)], ("a", "b"))
     assert image.dtype == np.uint8 and image.shape[2] == 3
-    assert np.array_equal(image, pictures.classes(points, label, [f"class {k}" for k in range(names)], ("a", "b")))
+    assert np.array_equal(image, plots.classes(points, label, [f"class {k}" for k in range(names)], ("a", "b")))
     strong = image[np.ptp(image.astype(int), axis=2) > 120]  # coloured, and no edge of a dot
     hues = {tuple(rgb) for rgb in (strong // 32).tolist()}
     assert len(hues) >= min(names, 8) or names <= 3
@@ -497,6 +497,26 @@ def test_bad_words_are_answered_in_a_line(argv: list[str], code: int, said: str,
     if "torn.png" in argv:
         (shop / "torn.png").write_bytes((shop / "0.png").read_bytes()[:40])
     refused(gencli("interpolate", VAE, *argv), code, said)
+
+
+def test_walks_of_points_are_lines_over_the_data(gencli: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def paths(walks: np.ndarray, data: np.ndarray | None = None) -> np.ndarray:
+        drawn.append((walks, data))
+        return real(walks, data)
+
+    real = plots.paths
+    monkeypatch.setattr(plots, "paths", paths)
+    assert gencli("interpolate", GAN, "--pairs", 3, "--steps", 5, "-o", "w.png").code == 0
+    ((walks, data),) = drawn
+    assert walks.shape == (3, 5, 2) and data is not None and data.shape == (2000, 2)
+    assert gencli("interpolate", GAN, "--pairs", 3, "--steps", 5, "-o", "w.npz").code == 0
+    with np.load("w.npz") as file:
+        assert np.array_equal(file["x"].reshape(3, 5, 2), walks)
+    image = np.asarray(Image.open("w.png"))
+    for colour in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):  # a colour a walk
+        assert (image == colour).all(-1).any()
 
 
 def test_points_have_no_film(gencli: Call) -> None:

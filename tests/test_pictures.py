@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gencli import pictures
+from gencli import pictures, plots
 
 
 def images(n, channels=1, height=2, width=3, levels=4):
@@ -127,7 +127,7 @@ def test_gif_of_few_colours_is_lossless_and_of_many_is_near(tmp_path):
 def panels(monkeypatch, draw):
     """What ``draw`` gave the panels of its figure: the figure, before it becomes pixels."""
     caught = []
-    monkeypatch.setattr(pictures, "_render", caught.append)
+    monkeypatch.setattr(plots, "_render", caught.append)
     draw()
     return caught[0].axes
 
@@ -141,7 +141,7 @@ def moons(n, seed=0):
 def test_scatter_shares_limits_and_counts_what_lies_outside(monkeypatch):
     data, samples = moons(500), moons(300, 1)
     samples[:2] = [[50, 50], [np.nan, 0]]
-    left, right = panels(monkeypatch, lambda: pictures.scatter(samples, data))
+    left, right = panels(monkeypatch, lambda: plots.scatter(samples, data))
     assert left.get_xlim() == right.get_xlim() and left.get_ylim() == right.get_ylim()
     low, high = data.min(axis=0), data.max(axis=0)
     assert left.get_xlim() == pytest.approx((low[0] - 0.08 * (high - low)[0], high[0] + 0.08 * (high - low)[0]))
@@ -152,21 +152,21 @@ def test_scatter_shares_limits_and_counts_what_lies_outside(monkeypatch):
 
 
 def test_scatter_draws_with_no_global_state():
-    image = pictures.scatter(moons(200), limits=((-2, 2), (-1, 2)))
+    image = plots.scatter(moons(200), limits=((-2, 2), (-1, 2)))
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     assert (image[0, 0] == 255).all() and (image < 250).any()
-    assert np.array_equal(image, pictures.scatter(moons(200), limits=((-2, 2), (-1, 2))))
+    assert np.array_equal(image, plots.scatter(moons(200), limits=((-2, 2), (-1, 2))))
     code = """import sys, numpy
-from gencli import pictures
+from gencli import plots
 assert "matplotlib" not in sys.modules
-pictures.scatter(numpy.zeros((3, 2)))
+plots.scatter(numpy.zeros((3, 2)))
 assert "matplotlib.pyplot" not in sys.modules and "torch" not in sys.modules"""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_points_of_three_dimensions_and_of_none():
-    assert pictures.scatter(np.zeros((10, 3), np.float32)).ndim == 3
-    assert pictures.scatter(np.zeros((0, 2), np.float32)).ndim == 3
+    assert plots.scatter(np.zeros((10, 3), np.float32)).ndim == 3
+    assert plots.scatter(np.zeros((0, 2), np.float32)).ndim == 3
 
 
 def normal(x):
@@ -177,13 +177,13 @@ def test_histograms_are_densities(monkeypatch):
     g = np.random.default_rng(0)
     data, samples = g.standard_normal((4000, 1)), g.standard_normal((1000, 1))
     samples[:500] = 1e6
-    (axis,) = panels(monkeypatch, lambda: pictures.scatter(samples, data))
+    (axis,) = panels(monkeypatch, lambda: plots.scatter(samples, data))
     bars = [p for p in axis.patches if hasattr(p, "get_height")]
     assert sum(p.get_height() * p.get_width() for p in bars) == pytest.approx(1.0)
     (outline,) = [p for p in axis.patches if p.get_label() == "1000 samples"]
     assert abs(polygon_area(outline)) == pytest.approx(0.5, abs=2e-3)  # half of the samples lie outside
     assert axis.get_title(loc="left") == "500 outside"
-    (axis,) = panels(monkeypatch, lambda: pictures.density(normal, data))
+    (axis,) = panels(monkeypatch, lambda: plots.density(normal, data))
     x, y = axis.lines[0].get_data()
     assert y == pytest.approx(np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), rel=1e-5)
 
@@ -195,7 +195,7 @@ def polygon_area(polygon):
 
 def test_density_maps_share_a_scale_and_sum_to_one(monkeypatch):
     data = np.random.default_rng(0).standard_normal((20000, 2))
-    left, right = panels(monkeypatch, lambda: pictures.density(normal, data, bins=50))
+    left, right = panels(monkeypatch, lambda: plots.density(normal, data, bins=50))
     a, b = left.images[0], right.images[0]
     assert a.get_clim() == b.get_clim() and a.get_extent() == b.get_extent()
     x0, x1, y0, y1 = a.get_extent()
@@ -205,17 +205,17 @@ def test_density_maps_share_a_scale_and_sum_to_one(monkeypatch):
     assert np.asarray(a.get_array()).max() == pytest.approx(1 / (2 * np.pi), rel=0.01)
     # rows are y, columns are x
     shifted = np.tile(np.array([[1.0, -0.5]]), (10, 1))
-    (axis,) = panels(monkeypatch, lambda: pictures.density(shifted, limits=((-2, 2), (-1, 1))))
+    (axis,) = panels(monkeypatch, lambda: plots.density(shifted, limits=((-2, 2), (-1, 1))))
     values = np.asarray(axis.images[0].get_array())
     row, column = np.unravel_index(values.argmax(), values.shape)
     assert (row + 0.5) / values.shape[0] * 2 - 1 == pytest.approx(-0.5, abs=0.2)
     assert (column + 0.5) / values.shape[1] * 4 - 2 == pytest.approx(1.0, abs=0.2)
     with pytest.raises(ValueError, match="data or limits"):
-        pictures.density(normal)
+        plots.density(normal)
 
 
 def test_plots_become_files(tmp_path):
-    image = pictures.density(normal, limits=((-3, 3), (-3, 3)))
+    image = plots.density(normal, limits=((-3, 3), (-3, 3)))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(pictures.png(image)))), image)
 
 

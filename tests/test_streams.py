@@ -17,7 +17,7 @@ import soundfile
 from PIL import Image
 from safetensors import safe_open
 
-from gencli import archives, console, given, pictures, streams
+from gencli import archives, console, given, pictures, plots, streams
 from gencli.console import DataError, UsageError
 from gencli.contract import DataSpec
 from gencli.data import audio
@@ -343,7 +343,7 @@ def test_pictures(tmp_path):
         film.seek(3)
         assert np.array_equal(np.asarray(film.convert("L")), pictures.grid(x[3:4], 17, pad=0)[..., 0])
     streams.write(f"{tmp_path}/p.png", chunks_of(POINTS), POINTS, META, 23)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "p.png")), pictures.scatter(together(chunks_of(POINTS))[0]))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "p.png")), plots.scatter(together(chunks_of(POINTS))[0]))
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gencli import cli, console, pictures, views
+from gencli import cli, console, plots, views
 from gencli.console import UsageError
 from gencli.contract import Config, DataSpec, Model
 from gencli.rng import Rng
@@ -57,7 +57,7 @@ def panels(monkeypatch, view: str, *args, **options):
     """What the view drew, before it becomes pixels, and what it says."""
     caught = []
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "_render", caught.append)
+        patch.setattr(plots, "_render", caught.append)
         _, row = views.draw(view, *args, **options)
     return caught[0].axes, row
 
