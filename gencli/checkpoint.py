@@ -97,7 +97,8 @@ def save(
 ) -> None:
     """Write checkpoint ``folder`` (``.../checkpoints/step-000500``) whole or not at all; equal state, equal bytes.
 
-    ``meta`` has model, config, spec, recipe, step, chunk and versions; ``ema`` maps names of parameters to averages.
+    ``meta`` has model, config, spec, recipe, step, chunk and versions; ``ema`` maps names of parameters to averages,
+    and of buffers to what they are with these.
     Diverged, before anything is written, if a number is not finite; GencliError if the disk is full, say. An older
     checkpoint of that name is replaced.
     """
@@ -321,7 +322,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _compare(model: nn.Module, header: Header, double: bool = False) -> None:
-    """ValueError unless ``header`` has exactly the model's tensors, and averages of some of its parameters.
+    """ValueError unless ``header`` has exactly the model's tensors, and averages of some of them.
 
     ``double``: the file was trained in float64 and the model, built in torch's default dtype, is for use.
     """
@@ -332,7 +333,7 @@ def _compare(model: nn.Module, header: Header, double: bool = False) -> None:
         return torch.float64 if wide else t.dtype, tuple(t.shape)
 
     wanted = {name: facts(t) for name, t in model.state_dict().items()}
-    averages = {f"ema/{name}": facts(p) for name, p in model.named_parameters()}
+    averages = {f"ema/{name}": fact for name, fact in wanted.items()}
     for name in wanted:
         if name not in header:
             raise ValueError(f"tensor {short(name)} is missing")
@@ -347,7 +348,7 @@ def _compare(model: nn.Module, header: Header, double: bool = False) -> None:
 
 
 def _fill(model: nn.Module, path: Path, header: Header, double: bool = False) -> dict[str, Tensor]:
-    """Copy the raw weights of ``path`` into ``model`` and return the averaged ones, by name of their parameter."""
+    """Copy the raw weights of ``path`` into ``model`` and return the averaged ones, by name."""
     _compare(model, header, double)
     tensors = _tensors(path)
     averages = {name[4:]: tensors.pop(name) for name in list(tensors) if name.startswith("ema/")}
@@ -433,9 +434,9 @@ def load(what: Path | str, weights: str = "ema", device: Any = "cpu") -> Loaded:
     averaged = weights == "ema" and bool(averages)
     if averaged:
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name, tensor in model.state_dict().items():
                 if name in averages:
-                    parameter.copy_(averages[name])
+                    tensor.copy_(averages[name])
     model.requires_grad_(False).eval().to(device)
     return Loaded(model, meta, path, meta["step"], "ema" if averaged else "raw")
 

@@ -236,6 +236,13 @@ class Model(nn.Module):
     def prepare(self, b: Any, s: Step) -> None:
         """Called once before the first step with a global batch: data-dependent initialisation."""
 
+    def settle(self, rng: Rng) -> None:
+        """Pass ``rng.n`` fresh examples through :meth:`averaged`, in training mode: what batch norm is measured by.
+
+        The statistics of averaged weights are no averages of those that the weights had on their way. A model whose
+        averaged part has batch norm and needs no data gives this; without it the running averages stay.
+        """
+
     def averaged(self) -> nn.Module | Sequence[nn.Module | nn.Parameter]:
         """The part whose parameters are averaged over steps (``train.ema``)."""
         return self

@@ -1,6 +1,7 @@
-"""Eleven systems that strain the contract, each as small as its mechanism allows: what ``test_trainer`` runs over.
+"""Systems that strain the contract, each as small as its mechanism allows: what ``test_trainer`` runs over.
 
-They are ports of mechanisms (queues, generations, pools, lazy penalties, clipping, ...), not of the papers' networks.
+They are ports of mechanisms (queues, generations, pools, lazy penalties, clipping, ...), not of the papers' networks;
+and the GANs of the table with all tricks on, and with players that move at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gencli.contract import DataSpec, Model, Phase, Step, Stream, every
+from gencli.models.gans.gan import GAN
+from gencli.models.gans.improved_gan import ImprovedGAN
 from gencli.nn.dropout import Dropout, name_layers
 from gencli.nn.mlp import mlp
 from gencli.nn.norm import BatchNorm
@@ -500,6 +503,44 @@ class NormedGP(Model):
         return self.G(rng.normal("z", (rng.n, 4))).tanh()
 
 
+class TrickyGAN(ImprovedGAN):
+    """Every trick at once, by class: what couples a batch through features, distances and statistics."""
+
+    FIXED: Any = ImprovedGAN.Config.model_validate(
+        {
+            "latents": 3,
+            "channels": 4,
+            "conditional": True,
+            "tricks": {
+                "feature_matching": True,
+                "minibatch_kernels": 3,
+                "historical_averaging": 0.1,
+                "virtual_batch_norm": 5,
+            },
+        }
+    )
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(self.FIXED, spec)
+
+    @classmethod
+    def streams(cls, config: Any) -> dict[str, Stream]:
+        return super().streams(cls.FIXED)
+
+
+class SimultaneousGAN(GAN):
+    """What G was judged by, handed to D; and a penalty."""
+
+    FIXED: Any = GAN.Config(latents=3, hidden=(8,), updates="simultaneous", penalty=0.5, penalty_kind="r1")
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(self.FIXED, spec)
+
+    @classmethod
+    def streams(cls, config: Any) -> dict[str, Stream]:
+        return super().streams(cls.FIXED)
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, its data, what its recipe would say, and whether its loss couples the examples of a batch."""
@@ -521,5 +562,7 @@ CASES = {
     "glow": Case(Glow, lambda: points(endless=True), {"optimizer": "adamax", "ema": 0.99}),
     "dropout-vae": Case(DropoutVAE, images, {"ema": 0.9, "schedule": "exponential", "decay": 0.99}),
     "wgan": Case(WGAN, points, {"optimizer": "rmsprop", "ema": 0.9}),
+    "tricky-gan": Case(TrickyGAN, images, {"ema": 0.9, "betas": (0.5, 0.999)}, coupled=True),
+    "simultaneous-gan": Case(SimultaneousGAN, points, {"ema": 0.9}),
     "normed-gp": Case(NormedGP, images, {"betas": (0.0, 0.9)}, coupled=True),
 }

@@ -188,7 +188,7 @@ def test_a_checkpoint_gives_the_model_back(trained: Session, rows: tuple[Tensor,
         assert (loaded.step, loaded.meta["model"]) == (STEPS, trained.recipe.model.name)
         assert model.config == trained.model.config and model.spec == trained.model.spec
         assert not model.training and not any(p.requires_grad for p in model.parameters())
-        ema = trained.trainer.ema if weights == "ema" else {}
+        ema = trained.trainer.averages() if weights == "ema" else {}
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, ema.get(name, trained.model.state_dict()[name])), (weights, name)
     with trained.trainer.evaluating() as live:

@@ -147,9 +147,9 @@ def test_bytes_of_one_phase():
 
 
 def test_bytes_of_a_game():
-    """Two steps of the critic (loss, distance, penalty), then one of the generator (loss)."""
+    """Two moves of the critic (loss, its two outputs, penalty), then one of the generator (loss)."""
     critic, generator = 4 * size("wgan-gp", "D."), 4 * size("wgan-gp", "G.")
-    assert [m.size for m in sent("wgan-gp", 2)] == [critic, 24, critic, 24, generator, 8]
+    assert [m.size for m in sent("wgan-gp", 2)] == [critic, 32, critic, 32, generator, 8]
     assert critic != generator
 
 

@@ -26,7 +26,12 @@ SMALLER: dict[str, list[str]] = {
     "rnn": ["model.hidden=8", "model.layers=2"],
     "vae": ["model.latents=2", "model.hidden=[16]"],
     "wavenet": ["model.channels=8", "model.stacks=1", "model.layers=3"],
-    "wgan-gp": ["model.hidden=[16]", "model.critic_steps=2"],
+    "gan": ["model.hidden=[16]"],
+    "dcgan": ["model.latents=4", "model.channels=4"],
+    "improved-gan": ["model.latents=4", "model.channels=4", "model.tricks.virtual_batch_norm=6"],
+    "wgan": ["model.latents=4", "model.channels=4", "model.first_steps=1", "model.first_critic_steps=3"],
+    "wgan-gp": ["model.hidden=[16]", "model.channels=4", "model.critic_steps=2"],
+    "sngan": ["model.latents=4", "model.channels=4", "model.critic_steps=2"],
 }
 
 

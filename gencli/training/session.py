@@ -216,7 +216,7 @@ class Session:
             folder,
             self.model,
             meta=meta,
-            ema=self.trainer.ema or None,
+            ema=self.trainer.averages() or None,
             training=self.trainer.tensors(),
             training_meta={"trainer": self.trainer.facts(), "course": vars(self.course)},
         )

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from gencli import processes
 from gencli.console import DataError, Diverged, UsageError
 from gencli.contract import Model, Phase, Step, modules
+from gencli.nn.norm import BatchNorm
 from gencli.rng import Keys, using
 from gencli.training import optimisers
 from gencli.training.batches import Batches
 
 __all__ = ["Trainer"]
+
+SETTLING = 20  # batches that the batch norm of averaged weights is measured by
 
 
 @dataclass
@@ -226,15 +229,60 @@ class Trainer:
             decay = min(self.train.ema, (1 + self.number) / (10 + self.number))
             torch._foreach_lerp_(list(self.ema.values()), [p.detach() for _, p in self._averaged()], 1 - decay)
 
+    def averages(self) -> dict[str, Tensor]:
+        """The averaged weights, with the batch-norm statistics that are theirs: what a checkpoint holds of them."""
+        if not (names := self._statistics()):
+            return self.ema
+        with self.evaluating():
+            return self.ema | {name: value.clone() for name, value in names.items()}
+
+    def _settling(self) -> list[tuple[str, BatchNorm]]:
+        """The batch norms of the averaged part, if its statistics are to be measured anew."""
+        if not self.ema or type(self.model).settle is Model.settle:
+            return []
+        inside = {
+            id(m)
+            for thing, _ in modules(self.model.averaged())
+            if isinstance(thing, nn.Module)
+            for m in thing.modules()
+        }
+        return [(n, m) for n, m in self.model.named_modules() if isinstance(m, BatchNorm) and id(m) in inside]
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """Their running averages, by name."""
+        return {f"{n}.{key}": getattr(m, key) for n, m in self._settling() for key in ("running_mean", "running_var")}
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Measure them as the plain mean over ``SETTLING`` batches, the same ones each time, on each process alone."""
+        norms = [m for _, m in self._settling()]
+        if not norms:
+            return
+        momenta = [m.momentum for m in norms]
+        self.model.train()
+        try:
+            for k in range(SETTLING):
+                for norm in norms:
+                    norm.momentum = 1 / (k + 1)
+                rng = Keys(self.keys.seed, self.device).open("settle", k)
+                rng.n = self.train.batch_size
+                with using(Step(self.number, self.train.steps, rng, torch.tensor(self.number / self.train.steps))):
+                    self.model.settle(rng)
+        finally:
+            for norm, momentum in zip(norms, momenta):
+                norm.momentum = momentum
+
     @contextmanager
     def evaluating(self) -> Iterator[Model]:
         """The model in evaluation mode with its averaged weights, and as it was afterwards."""
-        own = dict(self._averaged()) if self.ema else {}
+        own: dict[str, Tensor] = dict(self._averaged()) if self.ema else {}
+        own |= self._statistics()
         raw = {name: p.detach().clone() for name, p in own.items()}
         try:
             with torch.no_grad():
-                for name, p in own.items():
-                    p.copy_(self.ema[name])
+                for name, average in self.ema.items():
+                    own[name].copy_(average)
+            self._settle()
             self.model.eval()
             yield self.model
         finally:
