@@ -333,7 +333,7 @@ def _compare(model: nn.Module, header: Header, double: bool = False) -> None:
         return torch.float64 if wide else t.dtype, tuple(t.shape)
 
     wanted = {name: facts(t) for name, t in model.state_dict().items()}
-    averages = {f"ema/{name}": fact for name, fact in wanted.items()}
+    averages = {f"ema/{name}": fact for name, fact in wanted.items() if fact[0].is_floating_point}
     for name in wanted:
         if name not in header:
             raise ValueError(f"tensor {short(name)} is missing")

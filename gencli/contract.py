@@ -243,6 +243,13 @@ class Model(nn.Module):
         averaged part has batch norm and needs no data gives this; without it the running averages stay.
         """
 
+    def worry(self, signs: Mapping[str, float]) -> dict[str, str]:
+        """What seems to go wrong, each with a line that says what to try: told once in a run.
+
+        ``signs``: means of what was logged, by its names there; or of samples their ``spread``, a share of the data's.
+        """
+        return {}
+
     def averaged(self) -> nn.Module | Sequence[nn.Module | nn.Parameter]:
         """The part whose parameters are averaged over steps (``train.ema``)."""
         return self

@@ -12,6 +12,9 @@ from gencli.nn.gan_losses import discriminator_loss, generator_loss
 from gencli.nn.gan_norms import ConditionalBatchNorm
 from gencli.nn.norm import BatchNorm
 from gencli.rng import Keys, SampleRng, seeded, using
+from gencli.streams import Samples
+from gencli.training.worries import Worries, spread
+from tests.contract_cases import points
 from tests.tiny import session, tiny
 
 GANS = ["gan", "dcgan", "improved-gan", "wgan", "wgan-gp", "sngan"]
@@ -346,3 +349,27 @@ def test_batch_norm_of_averaged_weights_is_measured_with_these_weights():
         assert all(torch.equal(v, raw[k]) for k, v in made.model.state_dict().items())  # and put back
         averages = made.trainer.averages()
         torch.testing.assert_close(averages["G.2.running_mean"], mean, rtol=1e-4, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- warnings
+
+
+def test_a_model_worries_about_certainty_and_collapse():
+    model = build("gan")
+    signs = {"discriminator.real": 0.999, "discriminator.fake": 0.001}
+    assert list(model.worry(signs)) == ["saturation"] and "D(G(z)) = 0.001" in model.worry(signs)["saturation"]
+    assert not model.worry(signs | {"discriminator.fake": 0.3}) and not build("sngan").worry(signs)
+    assert list(model.worry({"spread": 0.1})) == ["collapse"] and not model.worry({"spread": 0.9})
+
+
+def test_a_worry_is_told_once():
+    told = []
+    worries = Worries(build("gan"), points(40), told.append)
+    x = points(40).x.numpy()
+    worries.about_samples(1, [Samples(x[:20], None, 0), Samples(x[20:] * 0.99, None, 20)])
+    assert not told
+    for step in (2, 3):
+        worries.about_samples(step, [Samples(x * 0.01, None, 0)])
+    assert len(told) == 1 and told[0].startswith("step 2: samples hardly differ (0.01 of")
+    worries.about_samples(4, [Samples(x[:3], None, 0)])
+    assert spread(x * 3, x) == pytest.approx(3) and spread(x, x * 0) == 1

@@ -133,8 +133,8 @@ def sent(name: str, world: int, *more: str) -> list[Message]:
     return scaling.messages(listed)
 
 
-def size(name: str, part: str = "") -> int:
-    with session(tiny(name)) as made:
+def size(name: str, part: str = "", *overrides: str) -> int:
+    with session(tiny(name, *overrides)) as made:
         return sum(p.numel() for n, p in made.model.named_parameters() if n.startswith(part))
 
 
@@ -148,8 +148,9 @@ def test_bytes_of_one_phase():
 
 def test_bytes_of_a_game():
     """Two moves of the critic (loss, its two outputs, penalty), then one of the generator (loss)."""
-    critic, generator = 4 * size("wgan-gp", "D."), 4 * size("wgan-gp", "G.")
-    assert [m.size for m in sent("wgan-gp", 2)] == [critic, 32, critic, 32, generator, 8]
+    plain = "model.norm_G=none"  # statistics of a batch are sent too
+    critic, generator = 4 * size("wgan-gp", "D.", plain), 4 * size("wgan-gp", "G.", plain)
+    assert [m.size for m in sent("wgan-gp", 2, plain)] == [critic, 32, critic, 32, generator, 8]
     assert critic != generator
 
 
@@ -185,10 +186,11 @@ def test_lazy_phases_count_as_often_as_they_come():
 
 
 def test_memory_of_what_every_process_holds():
-    with session(tiny("wgan-gp", "train.ema=0.9")) as made:
+    plain = "model.norm_G=none"  # running averages are state too
+    with session(tiny("wgan-gp", "train.ema=0.9", plain)) as made:
         made.trainer.step()
         found = scaling.memory(made.trainer)
-    critic, generator = size("wgan-gp", "D."), size("wgan-gp", "G.")
+    critic, generator = size("wgan-gp", "D.", plain), size("wgan-gp", "G.", plain)
     assert found["weights"] == 4 * (critic + generator) and found["gradients"] == 4 * max(critic, generator)
     assert found["averages"] == 4 * generator
     moments = 2 * 4 * (critic + generator)

@@ -18,7 +18,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,13 +29,16 @@ from gencli.console import UsageError
 from gencli.contract import Config, DataSpec, Model, Phase, Step, Stream
 from gencli.nn import gan_networks, penalties, spectral_norm
 from gencli.nn.conditional import Conditional
-from gencli.nn.gan_losses import GANLoss, discriminator_loss, generator_loss, output
+from gencli.nn.gan_losses import PROBABILITIES, GANLoss, discriminator_loss, generator_loss, output
 from gencli.nn.gan_networks import Head, MinibatchDiscrimination, Network, NormD
 from gencli.nn.gan_norms import Norm
 from gencli.nn.mlp import Activation
 from gencli.rng import Rng
 
 __all__ = ["GANBase", "GANConfig", "Tricks"]
+
+CERTAIN = 0.98  # D(x) - D(G(z)), in the mean, from which on there is a warning
+ALIKE = 0.2  # of the data's spread, below which there is one
 
 
 class Tricks(Config):
@@ -260,6 +263,22 @@ class GANBase(Model, Conditional):
         classes = len(self.spec.classes)
         y = rng.integers("label", classes, (rng.n,)) if self.config.conditional else None
         self.decode(self._z(rng, rng.n), y)
+
+    def worry(self, signs: Mapping[str, float]) -> dict[str, str]:
+        """A discriminator that is certain of everything, and samples that are all alike."""
+        found = {}
+        real, fake = (signs.get(f"discriminator.{key}") for key in ("real", "fake"))
+        if self.config.loss in PROBABILITIES and real is not None and fake is not None and real - fake > CERTAIN:
+            found["saturation"] = (
+                f"D is certain of everything (D(x) = {real:.3f}, D(G(z)) = {fake:.3f}), G can learn little from it: "
+                "try a smaller train.phases.discriminator.lr, model.norm_D=spectral or model.tricks.smoothing=0.1"
+            )
+        if (spread := signs.get("spread", 1.0)) < ALIKE:
+            found["collapse"] = (
+                f"samples hardly differ ({spread:.2f} of the data's standard deviation), G has collapsed: "
+                "try model.tricks.minibatch_kernels=32, a smaller --lr, or wgan-gp"
+            )
+        return found
 
     def _labels(self, b: Any) -> Tensor | None:
         return b.label.long() if self.config.conditional else None

@@ -241,9 +241,10 @@ class MinibatchDiscrimination(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         M = torch.einsum("na,abc->nbc", f, self.T)
+        M = M.to(torch.promote_types(M.dtype, torch.float32))
         everyone = rng.ambient().gather(M)
-        o = (-(M[:, None] - everyone[None]).abs().sum(3)).exp().sum(1)
-        return torch.cat([f, o.to(f.dtype)], 1)
+        distances = torch.cdist(M.transpose(0, 1), everyone.transpose(0, 1), p=1)  # (kernels, n, all)
+        return torch.cat([f, (-distances).exp().sum(2).T.to(f.dtype)], 1)
 
 
 class Head(nn.Module):

@@ -26,6 +26,7 @@ from gencli.run import Run
 from gencli.training import scores
 from gencli.training.batches import Batches, match
 from gencli.training.trainer import Trainer
+from gencli.training.worries import Worries
 
 __all__ = ["Interrupted", "Session", "choose_device", "settings"]
 
@@ -132,6 +133,7 @@ class Session:
             scores.check_capable(metric, recipe.model.name)
         self._asked = scores.Asked(split="val", root=part.root, seed=recipe.seed, baselines=False, source=self.val_data)
         self.run: Run | None = None
+        self.worries = Worries(self.model, self.train_data, self._tell)
         self._signal = 0
 
     @property
@@ -264,6 +266,7 @@ class Session:
             chunks = list(sampling.draw(model, self.recipe.train.samples, seed=self.recipe.seed))
         if processes.rank() > 0:
             return None
+        self.worries.about_samples(self.trainer.number, chunks)
         return sampling.picture(chunks, self.model.spec, beside=self.train_data)
 
     # ------------------------------------------------------------------ the run
@@ -303,6 +306,7 @@ class Session:
                 mean = {k: v / self.course.counts[k] for k, v in self.course.sums.items()}
                 self.course.sums, self.course.counts = {}, {}
                 self.run.metric("train", number, **mean, time=round(time.monotonic() - began, 3))
+                self.worries.about(number, mean)
                 progress.update(number, **_headline(mean))
             else:
                 progress.update(number)
@@ -320,6 +324,11 @@ class Session:
                 self.run.log(f"stopped at step {number}: no better for {train.patience} evaluations")
             elif signum and not last:
                 raise Interrupted(signum, self.run.path)
+
+    def _tell(self, text: str) -> None:
+        if self.run is not None and processes.rank() == 0:
+            self.run.log(text)
+            console.say(text)
 
     def _count(self, logs: dict[str, float]) -> None:
         for name, value in logs.items():
