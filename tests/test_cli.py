@@ -658,7 +658,7 @@ def test_unknown_names_are_answered_with_the_nearest(at_shop: Path, gencli: Call
         (["data", "show", "digits", "-o", "d.jpg"], "d.jpg", ".png"),
         (["data", "show", "digits:5bit"], "digits", "5bit"),
         (["data", "show", "digits", "--split", "tran"], "'tran'", "did you mean 'train'?"),
-        (["recipes", "cat", "wgan"], "'wgan'", "did you mean 'wgan-gp'?"),
+        (["recipes", "cat", "wgan-pg"], "'wgan-pg'", "did you mean 'wgan-gp'?"),
         (["models", "pixelcn"], "'pixelcn'", "did you mean 'pixelcnn'?"),
         (["info", "0002-vae-digit"], "did you mean '0002-vae-digits'?"),
     ]:

@@ -12,6 +12,7 @@ from gencli.nn.gan_losses import discriminator_loss, generator_loss
 from gencli.nn.gan_norms import ConditionalBatchNorm
 from gencli.nn.norm import BatchNorm
 from gencli.rng import Keys, SampleRng, seeded, using
+from gencli.run import Run
 from gencli.streams import Samples
 from gencli.training.worries import Worries, spread
 from tests.contract_cases import points
@@ -373,3 +374,13 @@ def test_a_worry_is_told_once():
     assert len(told) == 1 and told[0].startswith("step 2: samples hardly differ (0.01 of")
     worries.about_samples(4, [Samples(x[:3], None, 0)])
     assert spread(x * 3, x) == pytest.approx(3) and spread(x, x * 0) == 1
+
+
+def test_a_run_tells_its_model_s_worries_once(tmp_path, monkeypatch, capsys):
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr("gencli.nn.gan.CERTAIN", -1.0)  # every log is one to worry about
+    with session(tiny("gan", "train.steps=4")) as made, Run.create(out=tmp_path / "run") as run:
+        made.start(run)
+        made.fit(preview=False)
+        assert run.path.joinpath("log.txt").read_text().count("D is certain of everything") == 1
+    assert "step 1: D is certain of everything" in capsys.readouterr().err
