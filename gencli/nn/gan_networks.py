@@ -266,8 +266,10 @@ class Head(nn.Module):
 
 @torch.no_grad()
 def initialise(net: nn.Module, network: Network, normed: bool) -> None:
-    """He et al.'s uniform weights in perceptrons, as torch's own are too small for ReLU; N(0, 0.02) in a DCGAN whose
-    layers are normalised, as its paper has it; Glorot's in residual networks, as SNGAN's code has them."""
+    """He et al.'s uniform weights in perceptrons, as torch's own are too small for ReLU, but in their last layer, and
+    N(0, 0.02) in a DCGAN whose layers are normalised, as its paper has it; Glorot's in residual networks, as SNGAN's
+    code has them. Biases are torch's: with biases of 0 a perceptron of few inputs would be linear along every ray."""
+    last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)][-1]
     for layer in net.modules():
         weight = getattr(layer, "weight", None)
         if not isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding) or weight is None:
@@ -276,10 +278,8 @@ def initialise(net: nn.Module, network: Network, normed: bool) -> None:
             nn.init.xavier_uniform_(weight, math.sqrt(2) if isinstance(layer, nn.Conv2d) else 1.0)
         elif network == "dcgan" and normed:
             nn.init.normal_(weight, 0, 0.02)
-        else:
+        elif network == "dcgan" or layer is not last:
             mode: Literal["fan_in", "fan_out"] = "fan_out" if isinstance(layer, nn.ConvTranspose2d) else "fan_in"
             nn.init.kaiming_uniform_(weight, nonlinearity="relu", mode=mode)
             if isinstance(layer, nn.ConvTranspose2d):  # a share of 1 / stride^2 of its kernel meets each output
                 weight.mul_(layer.stride[0])
-        if getattr(layer, "bias", None) is not None:
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
