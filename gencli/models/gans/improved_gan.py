@@ -6,9 +6,9 @@
     one-sided smoothing       D should say 0.9 of real data; 0 of samples, still                       (section 3.4)
     virtual batch norm        G's layers normalise each example by a fixed batch and itself            (section 3.5)
 
-Each is a switch of every GAN here (``tricks``, see gencli.nn.gan); this model has those of the paper's unsupervised
-image experiments on by default: minibatch discrimination, smoothing and virtual batch norm. Feature matching is for
-its classification experiments, where the samples were worse.
+Each is a switch of every GAN here (``tricks``, see gencli.nn.gan); this model has those that served the paper's
+samples on by default: minibatch discrimination, smoothing and virtual batch norm. Feature matching served its
+classifiers, and gave worse samples.
 
 Departures: the minibatch layer has neither the authors' code's data-dependent scale nor weight normalisation.
 

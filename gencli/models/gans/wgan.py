@@ -6,7 +6,7 @@ A distance that is finite and has gradients where the two distributions do not o
 and should be trained to the end: n_critic moves for each of G's, and ``first_critic_steps`` of them in the first
 ``first_steps`` steps and in every ``every``-th after, as the authors' code has it. To hold f's slope below some
 constant, its weights are clipped to [-c, c] after each move (algorithm 1, line 7); too large a c takes long to be
-reached, too small a c starves G of gradient. RMSprop, since momentum was unstable (section 4).
+reached, too small a c starves G of gradient. RMSprop, since momentum was unstable (section 3).
 
 Reference: Wasserstein GAN, Arjovsky, Chintala, Bottou, 2017, arXiv 1701.07875.
 """
