@@ -231,13 +231,14 @@ def gencli(capsys, monkeypatch):
 
 @pytest.mark.parametrize("before", [[], ["--json"]])
 def test_rows_of_the_command_line_follow_the_formula(gencli, before):
-    line = ["doctor", *before, "scale", "wgan-gp", *words("wgan-gp"), "--devices", "12", "--bandwidth", "2Gb/s"]
+    plain = "model.norm_G=none"
+    line = ["doctor", *before, "scale", "wgan-gp", *words("wgan-gp"), plain, "--devices", "12", "--bandwidth", "2Gb/s"]
     code, out, err = gencli(*line, "--latency", "50us", *([] if before else ["--json"]))
     rows = [json.loads(text) for text in out.splitlines()]
     assert code == 0
     assert [r["processes"] for r in rows] == [1, 2, 4, 8, 1, 2, 4, 8, 12]
     assert [r["scaling"] for r in rows] == ["strong"] * 4 + ["weak"] * 5
-    total = 4 * (2 * size("wgan-gp", "D.") + size("wgan-gp", "G.")) + 24 + 24 + 8
+    total = 4 * (2 * size("wgan-gp", "D.", plain) + size("wgan-gp", "G.", plain)) + 32 + 32 + 8
     alone = rows[0]["examples_per_s"]
     for r in rows:
         p = r["processes"]

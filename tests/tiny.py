@@ -32,7 +32,7 @@ SMALLER: dict[str, list[str]] = {
     "dcgan": ["model.latents=4", "model.channels=4", *UNJUDGED],
     "improved-gan": ["model.latents=4", "model.channels=4", "model.tricks.virtual_batch_norm=6", *UNJUDGED],
     "wgan": ["model.latents=4", "model.channels=4", "model.first_steps=1", "model.first_critic_steps=3", *UNJUDGED],
-    "wgan-gp": ["model.hidden=[16]", "model.channels=4", "model.critic_steps=2", *UNJUDGED],
+    "wgan-gp": ["model.latents=2", "model.hidden=[16]", "model.channels=4", "model.critic_steps=2", *UNJUDGED],
     "sngan": ["model.latents=4", "model.channels=4", "model.critic_steps=2", *UNJUDGED],
 }
 
