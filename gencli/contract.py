@@ -32,7 +32,7 @@ CAPABILITIES: dict[str, tuple[str, ...]] = {
     "features": ("features",),
     "classes": ("classify",),
     "translates": ("translate",),
-    "vectors": ("vectors",),
+    "vectors": ("vocabulary", "vectors"),
 }
 
 
@@ -41,19 +41,21 @@ class DataSpec(BaseModel):
 
     Raw images are uint8 or int16 arrays ``(n, C, H, W)`` of levels ``0 .. levels - 1``; raw audio is uint8
     ``(n, 1, T)`` of 256 mu-law levels, ``rate`` of them a second; raw text is uint8 or int16 ``(n, T)``, each level a
-    symbol of ``vocabulary``; raw points are float ``(n, D)`` with ``levels = None``. ``size`` is the number of training
-    rows, None for drawn data that never ends.
+    symbol of ``vocabulary``; raw tokens are int32 ``(n, T)``, each a word of ``vocabulary``, and ``counts`` says how
+    often each of them stands in train; raw points are float ``(n, D)`` with ``levels = None``. ``size`` is the number
+    of training rows, None for drawn data that never ends.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    kind: Literal["image", "points", "audio", "text"]
+    kind: Literal["image", "points", "audio", "text", "tokens"]
     shape: tuple[int, ...]
     levels: int | None = None
     classes: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
     rate: int | None = None
     size: int | None = None
 
@@ -111,8 +113,9 @@ class Step:
     """Where training stands: the second argument of everything that computes.
 
     ``number`` counts optimiser steps from 0, ``of`` is how many the recipe asks for; ``progress = number / of`` as a
-    0-d tensor, for schedules inside a loss (a Python number would recompile every step). The methods speak for all
-    processes, in global order, and are differentiable to any order.
+    0-d tensor, for schedules inside a loss (a Python number would recompile every step). ``lr`` is the recipe's
+    learning rate at this step, for an ``after`` that takes its own. The methods speak for all processes, in global
+    order, and are differentiable to any order.
     """
 
     number: int
@@ -122,6 +125,7 @@ class Step:
     repeat: int = 0
     offset: int = 0
     stride: int = 1
+    lr: float = 0.0
 
     def mine(self, x: Tensor) -> Tensor:
         """My rows of something that covers the global batch."""

@@ -832,7 +832,9 @@ def text_file(m: Material, g: Rng) -> None:
         data = gzip.compress(data)
         data = damaged(g, data) if g.integers(2) else data
     path = m.file(name, data)
-    source = load_path(path, name, "val", words=bool(g.integers(2)), size=4, on_bad=["fail", "skip"][g.integers(2)])
+    source = load_path(
+        path, name, "val", unit=(None, "words", "tokens")[g.integers(3)], size=4, on_bad=["fail", "skip"][g.integers(2)]
+    )
     x = source.rows(torch.arange(source.size or 1))["x"]
     assert x.dtype == torch.int16 and x.min() >= 0 and x.max() < len(source.spec.vocabulary) == source.spec.levels
     (begun,) = given.read_prompts([str(path)], source.spec)

@@ -34,6 +34,7 @@ SMALLER: dict[str, list[str]] = {
     "wgan": ["model.latents=4", "model.channels=4", "model.first_steps=1", "model.first_critic_steps=3", *UNJUDGED],
     "wgan-gp": ["model.latents=2", "model.hidden=[16]", "model.channels=4", "model.critic_steps=2", *UNJUDGED],
     "sngan": ["model.latents=4", "model.channels=4", "model.critic_steps=2", *UNJUDGED],
+    "word2vec": ["model.dim=8", "model.shared=8"],
 }
 
 

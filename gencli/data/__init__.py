@@ -39,8 +39,8 @@ def load(name: str, split: str = "train", root: Path | str | None = None, *, on_
     elif base and Path(base).expanduser().exists():
         from gencli.data.user import load_path
 
-        words = "words" in variants
-        source = load_path(Path(base).expanduser(), name, split, size=_number(variants), words=words, on_bad=on_bad)
+        unit = next((v for v in variants if v in ("words", "tokens")), None)
+        source = load_path(Path(base).expanduser(), name, split, size=_number(variants), unit=unit, on_bad=on_bad)
     elif "://" in base:
         from gencli.data.shards import load_shards
 
@@ -70,6 +70,10 @@ def _built_in(entry: SetEntry, name: str, variants: list[str], split: str, root:
         from gencli.data.points import PointSource
 
         return PointSource(entry.name, split)
+    if entry.name == "docs" and "tokens" in variants:
+        from gencli.data import tokens
+
+        return tokens.docs(name, split, _number(variants))
     if entry.name == "docs":
         from gencli.data.text import docs
 

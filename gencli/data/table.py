@@ -12,7 +12,7 @@ from gencli.console import UsageError
 __all__ = ["SETS", "SPLITS", "SetEntry", "split_name"]
 
 SPLITS = ("train", "val", "test")
-_VARIANT = re.compile(r"threshold|dynamic|words|[1-7]bit|[1-9]\d{0,4}")
+_VARIANT = re.compile(r"threshold|dynamic|words|tokens|[1-7]bit|[1-9]\d{0,4}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ SETS: dict[str, SetEntry] = {
         ),
         SetEntry(
             "docs", "text", "topics of Python's documentation: differs between versions of Python", (128,), None, (),
-            "embedded", None, ("words", "N"),
+            "embedded", None, ("words", "tokens", "N"),
         ),
         _points("smiley", "two eyes and a mouth", ("left eye", "right eye", "mouth")),
         _points("moons", "two half circles, noise 0.1", ("upper", "lower")),

@@ -29,7 +29,19 @@ from gencli.contract import DataSpec
 from gencli.data.source import Array, Source, TensorSource
 from gencli.data.table import SPLITS
 
-__all__ = ["UNKNOWN", "characters", "decode", "docs", "encode", "known", "load_file", "read", "respelt", "symbols"]
+__all__ = [
+    "UNKNOWN",
+    "characters",
+    "decode",
+    "docs",
+    "encode",
+    "known",
+    "load_file",
+    "read",
+    "respelt",
+    "symbols",
+    "topics",
+]
 
 UNKNOWN = "\ufffd"
 CHARACTERS, WORDS = 256, 5000  # the largest vocabularies, unknown included
@@ -137,22 +149,22 @@ SHARED = 40  # characters from which on a paragraph must not stand in two topics
 
 
 @cache
-def _topics() -> dict[str, str]:
+def topics() -> dict[str, str]:
     """The text of each split: topics of Python's documentation, as ``help()`` shows them (PSF licence).
 
     Topics quote one another at length. A paragraph belongs to the shortest topic that has it and is left out of the
     others, or a fifth of the text would stand in two splits.
     """
     try:
-        from pydoc_data.topics import topics
+        from pydoc_data.topics import topics as found
     except ImportError as e:
         raise DataError(f"docs: this Python has no pydoc_data.topics ({e})") from e
 
     owner: dict[str, str] = {}
     parts: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for topic in sorted(topics, key=lambda t: (len(topics[t]), t)):
+    for topic in sorted(found, key=lambda t: (len(found[t]), t)):
         own = []
-        for paragraph in topics[topic].split("\n\n"):
+        for paragraph in found[topic].split("\n\n"):
             words = " ".join(paragraph.split())
             if len(words) < SHARED or owner.setdefault(words, topic) == topic:
                 own.append(paragraph)
@@ -163,7 +175,7 @@ def _topics() -> dict[str, str]:
 
 @cache
 def _docs_vocabulary(words: bool) -> tuple[str, ...]:
-    return _vocabulary(_topics()["train"], words)
+    return _vocabulary(topics()["train"], words)
 
 
 def docs(name: str, split: str, *, words: bool = False, length: int | None = None) -> TensorSource:
@@ -172,7 +184,7 @@ def docs(name: str, split: str, *, words: bool = False, length: int | None = Non
     Whole topics belong to train, val or test by a hash of their names. The text is that of the Python at hand: equal
     digests, not equal names, mean equal rows.
     """
-    return _source("docs", name, split, _topics(), _docs_vocabulary(words), length or LENGTHS[words])
+    return _source("docs", name, split, topics(), _docs_vocabulary(words), length or LENGTHS[words])
 
 
 # ---------------------------------------------------------------------------------------------- a user's text

@@ -2,7 +2,7 @@
 
 - A folder of images: :mod:`gencli.data.folders`. A folder that holds more ``.wav`` and ``.flac`` files than images:
   :mod:`gencli.data.audio`.
-- ``.txt`` or ``.txt.gz``: :mod:`gencli.data.text`.
+- ``.txt`` or ``.txt.gz``: :mod:`gencli.data.text`, or as ``:tokens`` :mod:`gencli.data.tokens`.
 - A folder of strips: ``train-00.png``, ``train-01.png``, ... (and ``val-NN.png``, ``test-NN.png``), each a column of
   square pictures as wide as the strip, in the order of ``train-labels.npy`` (integers, ``(n,)``). Tens of thousands of
   small pictures in a few lossless files.
@@ -25,7 +25,7 @@ import torch
 
 from gencli.console import DataError, UsageError
 from gencli.contract import DataSpec
-from gencli.data import audio, text
+from gencli.data import audio, text, tokens
 from gencli.data.folders import count, load_folder
 from gencli.data.images import SUFFIXES, decode, header
 from gencli.data.shards import holds_shards, load_shards
@@ -38,19 +38,21 @@ Parts = dict[str, tuple[Array, Array | None]]  # split -> (x, labels)
 
 
 def load_path(
-    path: Path, name: str, split: str, *, size: int | None = None, words: bool = False, on_bad: str = "fail"
+    path: Path, name: str, split: str, *, size: int | None = None, unit: str | None = None, on_bad: str = "fail"
 ) -> Source:
     """The rows of ``split`` of the data at ``path``.
 
     ``size``: pixels of the sides of a folder's images, samples of an example of sound, symbols of one of text;
-    ``words`` is for text alone.
+    ``unit``, "words" or "tokens", is for text alone.
 
     Raises DataError for data that is bad, UsageError for a kind of file that is no data.
     """
     if path.name.lower().endswith((".txt", ".txt.gz")) and not path.is_dir():
-        return text.load_file(path, name, split, words=words, length=size, on_bad=on_bad)
-    if words:
-        raise UsageError(f"{name}: only text has words")
+        if unit == "tokens":
+            return tokens.load_file(path, name, split, length=size, on_bad=on_bad)
+        return text.load_file(path, name, split, words=unit == "words", length=size, on_bad=on_bad)
+    if unit:
+        raise UsageError(f"{name}: only text has {unit}")
     strips = path.is_dir() and (path / "train-labels.npy").exists()
     packed = path.is_dir() and holds_shards(path)
     if path.is_dir() and not strips and not packed:

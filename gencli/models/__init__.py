@@ -252,6 +252,16 @@ TABLE: dict[str, Entry] = {
             "1802.05957",
             ("samples", "latents"),
         ),
+        Entry(
+            "word2vec",
+            "gencli.models.words.word2vec:Word2vec",
+            "words",
+            "Distributed Representations of Words and Phrases and their Compositionality",
+            "Tomas Mikolov, Ilya Sutskever, Kai Chen, Greg Corrado, Jeffrey Dean",
+            2013,
+            "1310.4546",
+            ("vectors",),
+        ),
     ]
 }
 

@@ -130,7 +130,9 @@ class Trainer:
         rng = self.keys.open(phase, self.number, repeat, *scope, offset=offset, stride=stride)
         rng.n = self.train.batch_size // stride
         progress = torch.tensor(self.number / self.train.steps)
-        return Step(self.number, self.train.steps, rng, progress, repeat, offset, stride)
+        part = self.train.phase(phase) if phase != "prepare" else self.train
+        lr = part.lr * optimisers.factor(part.schedule, self.train, self.number)
+        return Step(self.number, self.train.steps, rng, progress, repeat, offset, stride, lr)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.train.precision == "bf16":
@@ -163,7 +165,7 @@ class Trainer:
 
     def _global(self, parts: list[Tensor]) -> Tensor:
         """The rows of all micro-batches and processes, in global order, no less exact than the state they go into."""
-        x = torch.stack(parts, 1).flatten(0, 1)
+        x = torch.stack(parts, 1).flatten(0, 1) if len(parts) > 1 else parts[0]
         if x.is_floating_point():
             x = x.to(torch.promote_types(x.dtype, torch.get_default_dtype()))
         return processes.gather(x)
