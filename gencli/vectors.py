@@ -29,7 +29,7 @@ from gencli.archives import shown
 from gencli.console import DataError, UsageError, say
 from gencli.header import read_header
 
-__all__ = ["Vectors", "opened", "read", "write"]
+__all__ = ["Vectors", "opened", "read", "write", "write_text"]
 
 Array = np.ndarray[Any, Any]
 BLOCK = 4 << 20  # bytes of text that are parsed at once
@@ -359,15 +359,22 @@ def write(path: Path | str, words: Sequence[str], x: Array) -> None:
             _write_safetensors(plain, words, x)
             return
         file = cast(BinaryIO, gzip.GzipFile("", "wb", 6, plain, mtime=0)) if path.suffix.lower() == ".gz" else plain
-        file.write(f"{len(x)} {x.shape[1]}\n".encode())
-        form = " %.9g" * x.shape[1]  # nine digits tell any two float32 apart
-        for word, row in zip(words, x):
-            if ending == ".bin":
+        if ending == ".bin":
+            file.write(f"{len(x)} {x.shape[1]}\n".encode())
+            for word, row in zip(words, x):
                 file.write(word.encode() + b" " + row.astype("<f4").tobytes() + b"\n")
-            else:
-                file.write((word + form % tuple(row.tolist()) + "\n").encode())
+        else:
+            write_text(file, words, x)
         if file is not plain:
             file.close()
+
+
+def write_text(file: BinaryIO, words: Sequence[str], x: Array) -> None:
+    """Write word2vec's text format to an open file."""
+    file.write(f"{len(x)} {x.shape[1]}\n".encode())
+    form = " %.9g" * x.shape[1]  # nine digits tell any two float32 apart
+    for word, row in zip(words, x):
+        file.write((word + form % tuple(row.tolist()) + "\n").encode())
 
 
 def _write_safetensors(file: BinaryIO, words: Sequence[str], x: Array) -> None:

@@ -11,7 +11,14 @@ from gencli.commands.options import DataName, DataRoot, Device, Json, Seed, Weig
 
 __all__ = ["apply"]
 
-TASKS = {"reconstruct": ("encode", "decode"), "complete": ("complete",)}  # and the methods that they take
+# and the methods that they take
+TASKS = {
+    "reconstruct": ("encode", "decode"),
+    "complete": ("complete",),
+    "neighbours": ("vectors",),
+    "vectors": ("vectors",),
+}
+WHY = {"reconstruct": "it has no encoder", "complete": "it does not draw one part after another"}
 
 OTHERS = (".npz", ".npy", ".tar", ".wav", ".flac", ".txt")  # files of inputs that are no pictures
 
@@ -24,17 +31,28 @@ def apply(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT", help="Pictures, a folder, .npz, .tar, or - for a stream; and options: temperature=0.9."
+            metavar="INPUT",
+            help="Pictures, a folder, .npz, .tar, or - for a stream; words; and options: temperature=0.9.",
         ),
     ] = None,
-    task: Annotated[str, typer.Option("--as", help="reconstruct or complete.")] = "reconstruct",
+    task: Annotated[
+        str | None,
+        typer.Option("--as", help="reconstruct or complete; of words neighbours (without it) or vectors."),
+    ] = None,
     data: DataName = None,
     data_root: DataRoot = None,
     split: Annotated[str, typer.Option(help="Of the data set: test, val or train.")] = "test",
-    n: Annotated[int | None, typer.Option("-n", help="At most so many inputs: 32, or 8 to complete.", min=1)] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", help="At most so many inputs: 32, or 8 to complete; neighbours of a word: 10.", min=1),
+    ] = None,
     out: Annotated[
         str | None,
-        typer.Option("-o", "--out", help="applied.png (inputs beside outputs), .npz, .tar, .wav, .txt, a folder or -."),
+        typer.Option(
+            "-o",
+            "--out",
+            help="applied.png (inputs beside outputs), .npz, .tar, .wav, .txt, a folder or -; en.vec of words.",
+        ),
     ] = None,
     given: Annotated[
         float, typer.Option(help="The share of a whole input that a completion is given.", min=0, max=1)
@@ -57,6 +75,10 @@ def apply(
 
     complete: go on where an input ends: the upper rows of a picture, the beginning of a sound or a text. Of an input
     that is whole, the first half is given (--given). A row of pictures is what is given, completions, and the input.
+
+    neighbours: the words nearest to each word or sum, such as king - man + woman; a line of stdin is one, with -.
+
+    vectors: of the words given, or of all, in word2vec's text format, or as -o says: .vec, .vec.gz, .bin, .safetensors.
     """
     from gencli import console
     from gencli.commands.options import load_run
@@ -64,7 +86,7 @@ def apply(
     from gencli.console import UsageError, nearest
     from gencli.data.images import SUFFIXES
 
-    if task not in TASKS:
+    if task is not None and task not in TASKS:
         raise UsageError(f"unknown task {task!r}{nearest(task, TASKS)}: --as is {' or '.join(TASKS)}")
     words = [word for word in (run, *(inputs or [])) if word is not None]
     options = parse_options([word for word in words if "=" in word and not Path(word).exists()])
@@ -74,13 +96,24 @@ def apply(
         words.insert(0, "")  # of the latest run, then
     loaded = load_run(words[0] or None if words else None, weights, device)
     name = loaded.meta["model"]
+    task = task or ("neighbours" if hasattr(loaded.model, "vectors") else "reconstruct")
     if not all(hasattr(loaded.model, method) for method in TASKS[task]):
-        why = "it has no encoder" if task == "reconstruct" else "it does not draw one part after another"
-        raise UsageError(f"{name} cannot {task}: {why}", hint="gencli models lists what each model can do")
+        hint = "gencli models lists what each model can do"
+        if task in WHY:
+            raise UsageError(f"{name} cannot {task}: {WHY[task]}", hint=hint)
+        raise UsageError(f"{name} has no word vectors", hint=hint)
+    if options and task != "complete":
+        raise UsageError(f"{task} has no option {next(iter(options))!r}: complete has")
+    if task in ("neighbours", "vectors"):
+        from gencli.commands.words import neighbours, show_vectors
+
+        if task == "neighbours":
+            neighbours(loaded, words[1:], n or 10, json)
+        else:
+            show_vectors(loaded, words[1:], out)
+        return
     if task == "complete":
         row = _complete(loaded, words[1:], options, data, data_root, split, n or 8, out, given, each, labels, seed)
-    elif options:
-        raise UsageError(f"{task} has no option {next(iter(options))!r}: complete has")
     else:
         row = _reconstruct(loaded, words[1:], data, data_root, split, n or 32, out, labels, seed)
     if out != "-":

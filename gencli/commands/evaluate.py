@@ -24,8 +24,9 @@ __all__ = ["evaluate"]
 
 CHOICES = (
     "nll, elbo, iwae, inverse, modes, accuracy, probe, knn, fid, kid, inception-score, precision-recall, "
-    "memorisation, or all of them"
+    "memorisation, or all of them; of word vectors similarity and analogy"
 )
+OF_WORDS = ("similarity", "analogy")
 
 
 def evaluate(
@@ -35,11 +36,14 @@ def evaluate(
         typer.Argument(
             metavar="SUBJECT",
             help="A run folder, its number, a checkpoint; or samples: a folder, .npz, .tar, or - for a stream. "
-            "The latest run without it.",
+            "The latest run without it. Of word vectors also a file of them.",
         ),
     ] = None,
     options: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Sampling options, as of gencli sample.")
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Sampling options, as of gencli sample; the questions of similarity and analogy."
+        ),
     ] = None,
     data: DataName = None,
     data_root: DataRoot = None,
@@ -87,8 +91,13 @@ def evaluate(
         raise console.UsageError(f"-k is for iwae and nll, not {metric}")
     if devices > 1 and subject == "-":
         raise console.UsageError("a stream is read by one process: --devices is for runs and files")
+    check_metric(metric, (*METRICS, *OF_WORDS, "all"))
+    if metric in OF_WORDS:
+        from gencli.commands.words import measure
+
+        console.table(measure(metric, [word for word in (subject, *(options or [])) if word], n), json=json or None)
+        return
     fan_out(devices)
-    check_metric(metric, (*METRICS, "all"))
     asked = Asked(
         data=data,
         root=str(data_root) if data_root else None,

@@ -22,7 +22,7 @@ vector, and only the rows that a batch names are written.
 
 All pairs of a batch are taken at the same weights, so one that is frequent in it would be moved too far: row r learns
 at the rate min(lr, 2 / T_r), T_r being the sum of its terms' weights in the batch. A term's second derivative is
-s (1 - s) <= 1/4 along the other vector; where that one is no longer than sqrt(2) this is a step no longer than Newton's.
+s (1 - s) <= 1/4 along the other vector; where that one is no longer than sqrt(2), the step is no longer than Newton's.
 """
 
 from __future__ import annotations

@@ -1,0 +1,69 @@
+"""What is asked of word vectors: sums of words, the words nearest to them, similarities and analogies. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gencli.console import UsageError
+from gencli.vectors import Vectors
+
+__all__ = ["CHUNK", "nearest_words", "parts", "queries", "unit", "vector"]
+
+Array = np.ndarray[Any, Any]
+CHUNK = 1 << 25  # similarities at once
+
+
+def unit(x: Array) -> Array:
+    """Rows of length 1; a row of zeros stays one."""
+    found: Array = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
+    return found
+
+
+def queries(words: Sequence[str]) -> list[str]:
+    """What is asked by the words of a command line: one sum if ``+`` or ``-`` is among them, else each for itself."""
+    return [" ".join(words)] if any(word in ("+", "-") for word in words) else list(words)
+
+
+def parts(query: str) -> list[tuple[int, str]]:
+    """``king - man + woman`` -> ``[(1, "king"), (-1, "man"), (1, "woman")]``. UsageError if it is no such sum."""
+    fields = query.split()
+    if fields and fields[0] not in ("+", "-"):
+        fields = ["+", *fields]
+    signs, words = fields[::2], fields[1::2]
+    if not words or len(signs) != len(words) or any(sign not in ("+", "-") for sign in signs):
+        raise UsageError(f"{query[:80]!r} is no word, and no sum such as 'king - man + woman'")
+    return [(1 if sign == "+" else -1, word) for sign, word in zip(signs, words)]
+
+
+def vector(query: str, vectors: Vectors, x: Array) -> tuple[Array, list[str]] | str:
+    """The sum that ``query`` asks for of rows of ``x``, and its words; or the first word that ``vectors`` lacks."""
+    asked = parts(query)
+    for _, word in asked:
+        if word not in vectors.index:
+            return word
+    total = sum((sign * x[vectors.index[word]] for sign, word in asked), np.zeros(x.shape[1], x.dtype))
+    return total, [word for _, word in asked]
+
+
+def nearest_words(y: Array, x: Array, without: Array, k: int) -> tuple[Array, Array]:
+    """For each row of ``y`` the k rows of unit vectors ``x`` of the largest cosine: (cosines, rows), both (n, k).
+
+    ``without`` (n, m): rows that are no answer, such as the words of the question itself.
+    """
+    y, k = unit(y), min(k, len(x))
+    scores, rows = np.zeros((len(y), k), np.float32), np.zeros((len(y), k), np.int64)
+    for here in _chunks(len(y), max(1, CHUNK // len(x))):
+        s = y[here] @ x.T
+        np.put_along_axis(s, without[here], -np.inf, 1)
+        best = np.argpartition(-s, k - 1, 1)[:, :k]
+        found = np.take_along_axis(s, best, 1)
+        order = np.argsort(-found, 1, kind="stable")
+        scores[here], rows[here] = np.take_along_axis(found, order, 1), np.take_along_axis(best, order, 1)
+    return scores, rows
+
+
+def _chunks(n: int, size: int) -> Iterator[slice]:
+    return (slice(i, min(n, i + size)) for i in range(0, n, size))

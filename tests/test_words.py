@@ -1,0 +1,152 @@
+"""Word vectors asked: sums, neighbours, similarities and analogies, and the verbs that ask."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gencli import vectors as files
+from gencli import words
+from gencli.console import DataError, UsageError
+from gencli.metrics import similarity
+from gencli.vectors import Vectors
+
+NAMES = ["king", "queen", "man", "woman", "prince", "princess", "apple"]
+
+
+@pytest.fixture
+def small() -> Vectors:
+    g = np.random.default_rng(0)
+    royal, young, female = (g.normal(size=20) for _ in range(3))
+    x = [royal, royal + female, 0 * royal, female, royal + young, royal + young + female, g.normal(size=20)]
+    return Vectors(NAMES, (np.array(x) + g.normal(size=20) + 0.1 * g.normal(size=(7, 20))).astype(np.float32), "v")
+
+
+def test_sums() -> None:
+    assert words.queries(["king", "-", "man", "+", "woman"]) == ["king - man + woman"]
+    assert words.queries(["king", "man - boy"]) == ["king", "man - boy"]
+    assert words.parts("king - man + woman") == [(1, "king"), (-1, "man"), (1, "woman")]
+    assert words.parts("- man") == [(-1, "man")]
+    for bad in ("king man", "king -", "- - man", "", "+"):
+        with pytest.raises(UsageError, match="no word, and no sum"):
+            words.parts(bad)
+
+
+def test_the_vector_of_a_sum(small: Vectors) -> None:
+    y, own = words.vector("king - man + woman", small, small.x)
+    np.testing.assert_allclose(y, small.x[0] - small.x[2] + small.x[3], rtol=1e-6)
+    assert own == ["king", "man", "woman"] and words.vector("king - cat", small, small.x) == "cat"
+
+
+@pytest.mark.parametrize("chunk", [1, 15, 1 << 20])
+def test_nearest_words_are_those_of_the_largest_cosine(monkeypatch, chunk: int) -> None:
+    monkeypatch.setattr(words, "CHUNK", chunk)
+    g = np.random.default_rng(1)
+    x, y, without = words.unit(g.normal(size=(12, 5))), g.normal(size=(6, 5)), g.integers(12, size=(6, 2))
+    scores, rows = words.nearest_words(y, x, without, 4)
+    for i in range(6):
+        cosine = {r: y[i] @ x[r] / np.linalg.norm(y[i]) for r in range(12) if r not in without[i]}
+        best = sorted(cosine, key=lambda r: -cosine[r])[:4]
+        assert rows[i].tolist() == best
+        np.testing.assert_allclose(scores[i], [cosine[r] for r in best], rtol=1e-5)
+
+
+def spearman(a: list[float], b: list[float]) -> float:
+    """By the definition: Pearson's correlation of ranks, ties sharing the mean of theirs."""
+
+    def ranks(v: list[float]) -> list[float]:
+        return [sum(y < x for y in v) + (sum(y == x for y in v) + 1) / 2 for x in v]
+
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+@pytest.mark.parametrize("mark", ["\t", ",", " "])
+def test_similarity_is_spearmans(tmp_path, small: Vectors, mark: str) -> None:
+    g = np.random.default_rng(2)
+    pairs = list(itertools.combinations(range(7), 2))
+    scores = g.integers(5, size=len(pairs)).tolist()  # with ties
+    lines = [mark.join([NAMES[a].title(), NAMES[b], str(s)]) for (a, b), s in zip(pairs, scores)]
+    head = ["Word1,Word2,Score"] if mark == "," else ["# of people"]
+    (tmp_path / "p.txt").write_text("\n".join([*head, *lines, mark.join(["king", "cat", "1"])]))
+    x = small.x / np.linalg.norm(small.x, axis=1, keepdims=True)
+    row = similarity.similarity(small, tmp_path / "p.txt")
+    assert row["spearman"] == pytest.approx(spearman([float(x[a] @ x[b]) for a, b in pairs], scores), abs=1e-6)
+    assert row["pairs"] == 21 and row["coverage"] == pytest.approx(21 / 22)
+
+
+def test_analogies_by_section(tmp_path, small: Vectors) -> None:
+    text = (
+        ": royal\nman woman king queen\nking queen prince princess\n: fruit\nman woman king apple\nman cat king queen\n"
+    )
+    (tmp_path / "q.txt").write_text(text + ": none\ncat dog mouse rat\n")
+    rows = similarity.analogy(small, tmp_path / "q.txt")
+    assert [(r["section"], r["accuracy"], r["questions"]) for r in rows] == [
+        ("royal", 1.0, 2), ("fruit", 0.0, 1), ("none", None, 0), ("all", pytest.approx(2 / 3), 3),
+    ]  # fmt: skip
+    assert [r["coverage"] for r in rows] == [1.0, 0.5, 0.0, 0.6]
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "said"),
+    [
+        ("similarity", "a b 1\nking queen\n", "line 1: 'a b 1'|line 2: 'king queen' is not two words and a score"),
+        ("similarity", "king queen 1\nking man nan\n", "line 2: the score nan is not finite"),
+        ("similarity", "king queen 1\ncat dog 2\n", "of 2 pairs 1 have vectors"),
+        ("similarity", b"king queen 1\n\xff man 1\n", "line 2: not UTF-8"),
+        ("analogy", "man woman king\n", "line 1: 'man woman king' is not four words"),
+        ("analogy", ": x\na b c d\n", "no question of which all words have vectors"),
+    ],
+)
+def test_bad_questions_are_named(tmp_path, small: Vectors, metric: str, text: str | bytes, said: str) -> None:
+    (tmp_path / "q.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=said) as caught:
+        getattr(similarity, metric)(small, tmp_path / "q.txt")
+    assert "q.txt" in str(caught.value)
+
+
+# ---- the verbs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a few steps on a file."""
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "t.txt").write_text("".join(f"the king and the queen sat on mat {i % 5}\n" for i in range(200)))
+    call(folder, "train", "word2vec", "--data", "t.txt:tokens", "--steps", 3, "model.dim=4", "--out", "run")
+    return folder
+
+
+def call(folder, *given, code: int = 0, stdin: str = ""):
+    command = [sys.executable, "-m", "gencli", *map(str, given)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, input=stdin)
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_apply_answers_words(run) -> None:
+    (row,) = map(json.loads, call(run, "apply", "run", "king", "-", "mat", "+", "queen", "-n", 3).splitlines())
+    assert row["word"] == "king - mat + queen" and len(row["neighbours"]) == 3 == len(row["cosines"])
+    assert not {"king", "mat", "queen"} & set(row["neighbours"])
+    piped = [json.loads(line) for line in call(run, "apply", "run", "-", stdin="king\nkingg\nthe + on\n").splitlines()]
+    assert [r["word"] for r in piped] == ["king", "kingg", "the + on"] and piped[1]["neighbours"] is None
+    assert "no word 'kingg' (did you mean 'king'?)" in call(run, "apply", "run", "kingg", "--as", "vectors", code=2)
+
+
+def test_vectors_leave_for_files_and_pipes(run) -> None:
+    call(run, "apply", "run", "--as", "vectors", "-o", "all.vec.gz")
+    call(run, "apply", "run", "--as", "vectors", "-o", "all.safetensors")
+    (run / "two.vec").write_text(call(run, "apply", "run", "queen", "the", "--as", "vectors"))
+    whole, same, two = (files.read(run / name) for name in ("all.vec.gz", "all.safetensors", "two.vec"))
+    assert whole.words[0] == "the" and len(whole.words) == 12 and whole.x.shape == (12, 4)
+    assert whole.words == same.words and np.array_equal(whole.x, same.x)
+    assert two.words == ["queen", "the"] and np.array_equal(two.x, whole.x[[whole.index["queen"], 0]])
+    (run / "p.txt").write_text("king queen 9\nking mat 1\nthe on 3\ncat dog 1\n")
+    (a,) = map(json.loads, call(run, "eval", "similarity", "run", "p.txt").splitlines())
+    (b,) = map(json.loads, call(run, "eval", "similarity", "all.vec.gz", "p.txt").splitlines())
+    assert a["spearman"] == b["spearman"] and a["coverage"] == 0.75 and a["words"] == 12
+    assert "takes a run or a file of vectors" in call(run, "eval", "analogy", code=2)
