@@ -95,7 +95,9 @@ def _manner(dest: str, spec: DataSpec) -> str:
 def _endings(spec: DataSpec) -> tuple[str, ...]:
     """How samples are shown or heard."""
     own = {".png": (".png", ".gif"), ".wav": (".wav", ".png"), ".txt": (".txt", ".png")}
-    return own.get(_ending(spec), (".png",) if spec.kind == "points" else ())
+    return own.get(
+        _ending(spec), (".png",) if spec.kind == "points" else (".txt", ".png") if spec.kind == "tokens" else ()
+    )
 
 
 def default_name(stem: str, spec: DataSpec) -> str:
@@ -161,8 +163,8 @@ def picture(x: Array, spec: DataSpec) -> Array:
         return plots.scatter(x)
     if spec.kind == "audio":
         return pictures.waves(audio.decode(x[:, 0]))
-    if spec.kind == "text":
-        return pictures.page(text.decode(x, spec.vocabulary))
+    if spec.kind in ("text", "tokens"):
+        return pictures.page(_spelt(x, spec))
     return pictures.grid(x, spec.levels or 256)
 
 
@@ -179,10 +181,17 @@ def _write_sound(out: BinaryIO, chunks: Iterable[Samples], spec: DataSpec, total
         raise ValueError(f"{done} samples came, {total} were announced")
 
 
+def _spelt(x: Array, spec: DataSpec) -> list[str]:
+    """The texts of ``x``; between whole words a blank."""
+    if spec.kind == "tokens":
+        return [" ".join(spec.vocabulary[i] for i in row) for row in x.tolist()]
+    return text.decode(x, spec.vocabulary)
+
+
 def _write_text(out: BinaryIO, chunks: Iterable[Samples], spec: DataSpec, total: int) -> None:
     between = ""
     for chunk in chunks:
-        for one in text.decode(chunk.x, spec.vocabulary):
+        for one in _spelt(chunk.x, spec):
             out.write(f"{between}{one}\n".encode())
             between = f"{RULE}\n"
 

@@ -252,6 +252,8 @@ def drawn(name: str) -> dict[str, Tensor]:
                 found["nats"] = torch.tensor(nll(model, session.val_data, limit=10)["nats"], dtype=torch.float64)
             if hasattr(model, "features"):
                 found["features"] = model.features(session.val_data.rows(torch.arange(10))["x"])
+            if hasattr(model, "vectors"):
+                found["vectors"] = model.vectors().clone()
             return found
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from gencli import cli, console, recipe, words
 from gencli import vectors as files
-from gencli import words
 from gencli.console import DataError, UsageError
 from gencli.metrics import similarity
+from gencli.run import Run
 from gencli.vectors import Vectors
+from tests.tiny import session
 
 NAMES = ["king", "queen", "man", "woman", "prince", "princess", "apple"]
 
@@ -117,36 +119,51 @@ def run(tmp_path_factory):
     """A run of a few steps on a file."""
     folder = tmp_path_factory.mktemp("words")
     (folder / "t.txt").write_text("".join(f"the king and the queen sat on mat {i % 5}\n" for i in range(200)))
-    call(folder, "train", "word2vec", "--data", "t.txt:tokens", "--steps", 3, "model.dim=4", "--out", "run")
+    made = recipe.load("word2vec", [f"data.name={folder}/t.txt:tokens", "train.steps=3", "model.dim=4"], model=True)
+    with session(made) as one, Run.create(out=folder / "run") as record:
+        one.start(record)
+        for _ in range(3):
+            one.trainer.step()
+        one.save()
     return folder
 
 
-def call(folder, *given, code: int = 0, stdin: str = ""):
-    command = [sys.executable, "-m", "gencli", *map(str, given)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, input=stdin)
-    assert done.returncode == code, done.stderr
-    return done.stdout if code == 0 else done.stderr
+@pytest.fixture
+def call(run, monkeypatch, capfd):
+    """What the command line prints, called as ``main`` does it in the folder of the run."""
+    monkeypatch.chdir(run)
+
+    def called(*given, code: int = 0, stdin: str = ""):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+            patch.setattr(sys, "argv", ["gencli"])
+            found = console.run(cli.app, list(map(str, given)))
+        out, err = capfd.readouterr()
+        assert found == code, err
+        return out if code == 0 else err
+
+    return called
 
 
-def test_apply_answers_words(run) -> None:
-    (row,) = map(json.loads, call(run, "apply", "run", "king", "-", "mat", "+", "queen", "-n", 3).splitlines())
+def test_apply_answers_words(run, call) -> None:
+    (row,) = map(json.loads, call("apply", "run", "king", "-", "mat", "+", "queen", "-n", 3).splitlines())
     assert row["word"] == "king - mat + queen" and len(row["neighbours"]) == 3 == len(row["cosines"])
     assert not {"king", "mat", "queen"} & set(row["neighbours"])
-    piped = [json.loads(line) for line in call(run, "apply", "run", "-", stdin="king\nkingg\nthe + on\n").splitlines()]
+    piped = [json.loads(line) for line in call("apply", "run", "-", stdin="king\nkingg\nthe + on\n").splitlines()]
     assert [r["word"] for r in piped] == ["king", "kingg", "the + on"] and piped[1]["neighbours"] is None
-    assert "no word 'kingg' (did you mean 'king'?)" in call(run, "apply", "run", "kingg", "--as", "vectors", code=2)
+    assert "no word 'kingg' (did you mean 'king'?)" in call("apply", "run", "kingg", "--as", "vectors", code=2)
 
 
-def test_vectors_leave_for_files_and_pipes(run) -> None:
-    call(run, "apply", "run", "--as", "vectors", "-o", "all.vec.gz")
-    call(run, "apply", "run", "--as", "vectors", "-o", "all.safetensors")
-    (run / "two.vec").write_text(call(run, "apply", "run", "queen", "the", "--as", "vectors"))
+def test_vectors_leave_for_files_and_pipes(run, call) -> None:
+    call("apply", "run", "--as", "vectors", "-o", "all.vec.gz")
+    call("apply", "run", "--as", "vectors", "-o", "all.safetensors")
+    (run / "two.vec").write_text(call("apply", "run", "queen", "the", "--as", "vectors"))
     whole, same, two = (files.read(run / name) for name in ("all.vec.gz", "all.safetensors", "two.vec"))
     assert whole.words[0] == "the" and len(whole.words) == 12 and whole.x.shape == (12, 4)
     assert whole.words == same.words and np.array_equal(whole.x, same.x)
     assert two.words == ["queen", "the"] and np.array_equal(two.x, whole.x[[whole.index["queen"], 0]])
     (run / "p.txt").write_text("king queen 9\nking mat 1\nthe on 3\ncat dog 1\n")
-    (a,) = map(json.loads, call(run, "eval", "similarity", "run", "p.txt").splitlines())
-    (b,) = map(json.loads, call(run, "eval", "similarity", "all.vec.gz", "p.txt").splitlines())
+    (a,) = map(json.loads, call("eval", "similarity", "run", "p.txt").splitlines())
+    (b,) = map(json.loads, call("eval", "similarity", "all.vec.gz", "p.txt").splitlines())
     assert a["spearman"] == b["spearman"] and a["coverage"] == 0.75 and a["words"] == 12
-    assert "takes a run or a file of vectors" in call(run, "eval", "analogy", code=2)
+    assert "takes a run or a file of vectors" in call("eval", "analogy", code=2)

@@ -66,6 +66,8 @@ def pack(
     if "dynamic" in variants:
         hint = f"gencli data pack {base} {folder}, and then --data {folder}:dynamic"
         raise UsageError(f"{name} draws anew in every epoch, and shards would hold one drawing", hint=hint)
+    if "tokens" in variants:
+        raise UsageError(f"{name}: whole words are read from text as it is, however long: there is nothing to pack")
     sources = [data.load(name, split, str(data_root) if data_root else None, on_bad=on_bad) for split in data.SPLITS]
     total = sum(source.size or 0 for source in sources)
     with console.Progress(total, "pack", unit="row") as progress:

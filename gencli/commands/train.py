@@ -205,6 +205,7 @@ def _next(model: Any, path: Path) -> list[str]:
         *(["gencli eval nll"] if model.likelihood is not None else []),
         *(["gencli eval accuracy"] if hasattr(model, "classify") else []),
         *(["gencli eval probe"] if hasattr(model, "features") and not hasattr(model, "classify") else []),
+        *([f"gencli apply {path} --as vectors -o words.vec"] if hasattr(model, "vectors") else []),
     ]
 
 
