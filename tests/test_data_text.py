@@ -79,7 +79,7 @@ def test_docs(name, length):
     for split, source in sources.items():
         x = everything(source)
         assert x.dtype == torch.int16 and x.shape == (source.size, length) and x.min() >= 0 and x.max() < spec.levels
-        whole = text._topics()[split]
+        whole = text.topics()[split]
         counts = len(list(symbols(whole, "words" in name)))
         assert source.size == counts // length  # windows follow one another, the last incomplete one is dropped
         mine, theirs = spelt(source), whole
@@ -94,16 +94,16 @@ def test_docs(name, length):
 def test_docs_share_no_paragraph_between_splits():
     # Python's topics quote one another: "specialnames" holds the whole of "customization"
     seen = [
-        {" ".join(p.split()) for p in text._topics()[s].split("\n\n") if len(" ".join(p.split())) >= 40} for s in SPLITS
+        {" ".join(p.split()) for p in text.topics()[s].split("\n\n") if len(" ".join(p.split())) >= 40} for s in SPLITS
     ]
     assert all(seen) and not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
 
 
 def test_docs_vocabulary_is_that_of_train():
     vocabulary = load("docs", "test").spec.vocabulary
-    assert set(vocabulary[1:]) <= set(text._topics()["train"]) and 90 < len(vocabulary) < 120
+    assert set(vocabulary[1:]) <= set(text.topics()["train"]) and 90 < len(vocabulary) < 120
     words = load("docs:words", "test").spec.vocabulary
-    train = list(symbols(text._topics()["train"], True))
+    train = list(symbols(text.topics()["train"], True))
     assert set(words[1:]) == {w for w in set(train) if train.count(w) > 1} or len(words) == text.WORDS
 
 

@@ -130,7 +130,7 @@ class Trainer:
         rng = self.keys.open(phase, self.number, repeat, *scope, offset=offset, stride=stride)
         rng.n = self.train.batch_size // stride
         progress = torch.tensor(self.number / self.train.steps)
-        part = self.train.phase(phase) if phase != "prepare" else self.train
+        part = next((p.part for p in self.players if p.phase.name == phase), self.train)
         lr = part.lr * optimisers.factor(part.schedule, self.train, self.number)
         return Step(self.number, self.train.steps, rng, progress, repeat, offset, stride, lr)
 
