@@ -213,7 +213,7 @@ def test_packed_texts_that_will_not_do(tmp_path, monkeypatch):
 class Uniform(torch.nn.Module):
     """Every symbol equally likely."""
 
-    likelihood, chunk, config = "exact", 64, types.SimpleNamespace()
+    likelihood, chunk, conditional, config = "exact", 64, False, types.SimpleNamespace()
 
     def __init__(self, spec):
         super().__init__()
