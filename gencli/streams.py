@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -409,10 +410,21 @@ def _text_item(name: str, data: bytes, label: int | None, said: dict[str, Any]) 
     return _Item(name, _raw(np.array(numbers, np.int16), said.get("levels"), name, True), label, said, spelt)
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not finite")
+    return number
+
+
+# refuses NaN and infinities, which could not be written again
+_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
 def _sidecar(data: bytes, name: str) -> dict[str, Any]:
     try:
-        said = json.loads(data)
-        files.canonical(said).encode()  # refuses NaN, infinities and half characters, which could not be written again
+        said = _JSON.decode(data.decode())
+        if b"\\u" in data:  # perhaps half a character, which could not be written either
+            files.canonical(said).encode()
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
