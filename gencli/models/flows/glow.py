@@ -83,9 +83,9 @@ def network(n_in: int, n_out: int, width: int, dropout: float) -> nn.Sequential:
     """NN: (n, n_in, H, W) -> (n, n_out, H, W), 0 at the start (section 3.3)."""
     return nn.Sequential(
         nn.Conv2d(n_in, width, 3, padding=1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(width, width, 1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         Dropout(dropout),
         zeroed(nn.Conv2d(width, n_out, 3, padding=1)),
     )
