@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gencli.console import UsageError
+from gencli.console import DataError, UsageError, nearest
 from gencli.vectors import Vectors
 
-__all__ = ["CHUNK", "nearest_words", "parts", "queries", "unit", "vector"]
+__all__ = ["CHUNK", "lines", "near", "nearest_words", "parts", "queries", "unit", "vector"]
 
 Array = np.ndarray[Any, Any]
 CHUNK = 1 << 25  # similarities at once
@@ -67,3 +68,34 @@ def nearest_words(y: Array, x: Array, without: Array, k: int) -> tuple[Array, Ar
 
 def _chunks(n: int, size: int) -> Iterator[slice]:
     return (slice(i, min(n, i + size)) for i in range(0, n, size))
+
+
+# ---------------------------------------------------------------------------------------------- words from a person
+
+
+def near(word: str, vectors: Vectors) -> str:
+    """Words of ``vectors`` that ``word`` may have meant, as :func:`gencli.console.nearest` says them."""
+    # of 200,000 words only those that begin alike: difflib takes milliseconds for each thousand
+    alike = (w for w in vectors.words if w[:2].lower() == word[:2].lower() and abs(len(w) - len(word)) < 3)
+    return nearest(word, list(alike)[:5000])
+
+
+def lines() -> Iterator[list[str]]:
+    """The words of stdin, one a line, as many at once as have come. UsageError where nothing is piped in."""
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        raise UsageError("no words: name some, or pipe them in, one a line")
+    rest, number = b"", 0
+    while True:
+        data = sys.stdin.buffer.read1(1 << 16)  # type: ignore[union-attr]
+        *whole, rest = (rest + data).split(b"\n") if data else [rest, b""]
+        try:
+            words = []
+            for line in whole:
+                number += 1
+                words.append(line.decode().strip())
+        except UnicodeDecodeError:
+            raise DataError(f"standard input line {number}: not UTF-8") from None
+        if words := [word for word in words if word]:
+            yield words
+        if not data:
+            return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -131,11 +130,12 @@ class _Task(NamedTuple):
     def read(self) -> tuple[Any, Any]:
         """The word vectors of both sides; DataError for words to translate that the source does not have."""
         from gencli.console import DataError
+        from gencli.words import near
 
         source, target = (_vectors(where, self.n, self.on_bad) for where in (self.source, self.target))
         for word in self.asked:
             if word != "-" and word not in source.index:
-                raise DataError(f"{source.name} has no word {word!r}{_near(word, source.words)}")
+                raise DataError(f"{source.name} has no word {word!r}{near(word, source)}")
         return source, target
 
     def pairs(self) -> tuple[Any, Any, str, str]:
@@ -285,15 +285,18 @@ def _compared(task: _Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def _translate(fitted: _Fitted, asked: list[str], how: str, k: int, json: bool) -> None:
     """Print the translations of words, those of stdin as they come."""
+    import sys
+
     from gencli import console
+    from gencli.words import lines
 
     given = [word for word in asked if word != "-"]
     if given:
         console.table(_translations(fitted, given, how, k), json=json or None)
     if "-" in asked:
-        for batch in _lines():
+        for batch in lines():
             console.table(_translations(fitted, batch, how, k), json=True)
-            _flush()
+            sys.stdout.flush()
 
 
 def _translations(fitted: _Fitted, words: list[str], how: str, k: int) -> list[dict[str, Any]]:
@@ -312,41 +315,3 @@ def _translations(fitted: _Fitted, words: list[str], how: str, k: int) -> list[d
         score, row = next(found)
         made.append({"word": word, "translations": [fitted.target.words[i] for i in row], "scores": score})
     return made
-
-
-def _near(word: str, words: Any) -> str:
-    from gencli.console import nearest
-
-    # of 200,000 words only those that begin alike: difflib takes milliseconds for each thousand
-    return nearest(word, [w for w in words if w[:2].lower() == word[:2].lower() and abs(len(w) - len(word)) < 3][:5000])
-
-
-def _lines() -> Iterator[list[str]]:
-    """The words of stdin, one a line, as many at once as have come."""
-    import sys
-
-    from gencli.console import DataError, UsageError
-
-    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
-        raise UsageError("no words: name some, or pipe them in, one a line")
-    rest, number = b"", 0
-    while True:
-        data = sys.stdin.buffer.read1(1 << 16)  # type: ignore[union-attr]
-        *lines, rest = (rest + data).split(b"\n") if data else [rest, b""]
-        try:
-            words = []
-            for line in lines:
-                number += 1
-                words.append(line.decode().strip())
-        except UnicodeDecodeError:
-            raise DataError(f"standard input line {number}: not UTF-8") from None
-        if words := [word for word in words if word]:
-            yield words
-        if not data:
-            return
-
-
-def _flush() -> None:
-    import sys
-
-    sys.stdout.flush()

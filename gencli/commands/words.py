@@ -10,16 +10,17 @@ __all__ = ["measure", "neighbours", "show_vectors"]
 
 def neighbours(loaded: Any, asked: list[str], n: int, json: bool) -> None:
     """Print the words nearest to each word or sum of ``asked``, or to those of stdin's lines where that is ``-``."""
+    import sys
+
     from gencli import console, words
-    from gencli.commands.translate_embeddings import _flush, _lines
     from gencli.console import UsageError
 
     vectors = _vectors(loaded)
     x = words.unit(vectors.x)
     if asked == ["-"]:
-        for batch in _lines():
+        for batch in words.lines():
             console.table(_found(batch, vectors, x, n), json=True)
-            _flush()
+            sys.stdout.flush()
         return
     if not asked:
         raise UsageError("no words: name some, such as king - man + woman, or pipe them in, one a line, with -")
@@ -31,14 +32,13 @@ def _found(queries: list[str], vectors: Any, x: Any, n: int) -> list[dict[str, A
     import numpy as np
 
     from gencli import words
-    from gencli.commands.translate_embeddings import _near
     from gencli.console import say
 
     rows: list[dict[str, Any]] = []
     for query in queries:
         found = words.vector(query, vectors, x)
         if isinstance(found, str):
-            say(f"{vectors.name} has no word {found!r}{_near(found, vectors.words)}")
+            say(f"{vectors.name} has no word {found!r}{words.near(found, vectors)}")
             rows.append({"word": query, "neighbours": None, "cosines": None})
             continue
         y, own = found
@@ -51,13 +51,13 @@ def _found(queries: list[str], vectors: Any, x: Any, n: int) -> list[dict[str, A
 def show_vectors(loaded: Any, asked: list[str], out: str | None) -> None:
     """The vectors of ``asked`` (of all words without any) to the file ``out``, or as text on stdout."""
     from gencli import vectors as files
-    from gencli.commands.translate_embeddings import _near
     from gencli.console import UsageError, stdout_binary
+    from gencli.words import near
 
     vectors = _vectors(loaded)
     for word in asked:
         if word not in vectors.index:
-            raise UsageError(f"{vectors.name} has no word {word!r}{_near(word, vectors.words)}")
+            raise UsageError(f"{vectors.name} has no word {word!r}{near(word, vectors)}")
     chosen = list(dict.fromkeys(asked)) or vectors.words
     x = vectors.x[[vectors.index[word] for word in chosen]]
     if out in (None, "-"):
