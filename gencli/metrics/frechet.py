@@ -134,8 +134,10 @@ class Moments:
         body = tensors.get(name)
         if n is None or mean is None or body is None or n.numel() != 1 or mean.dim() != 1:
             raise DataError("these tensors are no mean and scatter")
+        if n.is_floating_point() or n.is_complex() or body.is_complex() or mean.is_complex():
+            raise DataError(f"a number of rows of type {n.dtype}, a mean of {mean.dtype}, {name} of {body.dtype}")
         count, d = int(n), len(mean)
-        if body.shape != (count if name == "rows" else d, d) or count < 2 or d < 1:
+        if body.shape != (count if name == "rows" else d, d) or not 2 <= count < 2**53 or d < 1:
             raise DataError(f"{name} of shape {list(body.shape)} do not go with {count} rows of {d} dimensions")
         if not (body.isfinite().all() and mean.isfinite().all()):
             raise DataError("statistics that are not finite")
@@ -160,7 +162,10 @@ def distance(a: Moments, b: Moments) -> float:
         ((s.diagonal() if r is None else (r - c).square()) / (k - 1)).sum().item()  # type: ignore[union-attr]
         for k, c, s, r in ((n, mu, S, x), (m, nu, T, y))
     ]
-    return max(0.0, (mu - nu).square().sum().item() + sum(traces) - 2 * cross)
+    found = (mu - nu).square().sum().item() + sum(traces) - 2 * cross
+    if not math.isfinite(found):
+        raise DataError("statistics too large for a distance between them")
+    return max(0.0, found)
 
 
 Whole = tuple[int, Tensor, Tensor | None, Tensor | None]

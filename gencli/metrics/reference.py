@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from gencli.streams import Samples
 
 __all__ = ["About", "Reference", "Saved"]
 
+MOST = 2**40  # numbers of one example, in a file that somebody may have made up
 WIDEST = 4096  # pixels of the images of which a Gaussian with full covariance is fitted at most
 
 
@@ -114,7 +116,10 @@ class About(BaseModel):
         if said is None:
             raise DataError(f"{path} holds no statistics", hint="gencli data stats writes them")
         try:
-            return About.model_validate_json(json.dumps(said))
+            about = About.model_validate_json(json.dumps(said))
+            if min(about.spec.shape, default=0) < 1 or math.prod(about.spec.shape) > MOST:
+                raise DataError(f"{path}: its data have the shape {list(about.spec.shape)}")
+            return about
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "what it says of them"
