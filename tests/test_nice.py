@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gencli.console import UsageError
-from gencli.contract import DataSpec
+from gencli.contract import Batch, DataSpec, Step
 from gencli.models.flows.nice import NICE
-from gencli.rng import SampleRng
+from gencli.rng import Keys, SampleRng
 from tests.flows import IMAGE, POINTS, assert_a_flow, build, mass, normal
 
 
@@ -60,6 +60,19 @@ def test_it_begins_as_its_base():
     flow = build(NICE, POINTS, jitter=0.0, hidden=(8,))
     x = flow.sample(SampleRng(0, range(3000)))
     torch.testing.assert_close(x.std(0), torch.full((2,), math.pi / math.sqrt(3)), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(("base", "sd"), [("logistic", math.pi / math.sqrt(3)), ("normal", 1.0)])
+def test_the_first_batch_has_the_moments_of_the_prior(base, sd):
+    spec = DataSpec(name="p", kind="points", shape=(5,))
+    flow = NICE(NICE.Config(couplings=3, hidden=(8,), base=base), spec)
+    x = normal(400, 5) * torch.tensor([0.01, 1, 3, 100, 0.1]) + torch.tensor([-7, 0, 2, 50, 0.5])
+    step = Step(0, 1, Keys(0).open("prepare"), torch.zeros(()))
+    flow.prepare(Batch(x=x, n=400), step)
+    h, log_det = flow.f(x)
+    torch.testing.assert_close(h.mean(0), torch.zeros(5), rtol=0, atol=1e-6)
+    torch.testing.assert_close(h.std(0), torch.full((5,), sd), rtol=1e-6, atol=0)
+    torch.testing.assert_close(log_det, flow.s.sum().expand(400))
 
 
 def test_one_dimension_has_no_parts():

@@ -6,17 +6,22 @@
 x_1 are the dimensions with an odd place and x_2 those with an even one, and their parts change from layer to layer;
 p_H is the standard logistic or Gaussian distribution (section 3.4).
 
+Departure: the first batch sets S and the last biases of m, so that h begins with the prior's mean and variance.
+
 Reference: NICE: Non-linear Independent Components Estimation, Dinh, Krueger, Bengio, 2014, arXiv 1410.8516.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.console import UsageError
-from gencli.contract import DataSpec
+from gencli.contract import DataSpec, Step
 from gencli.nn.bijections import Chain
 from gencli.nn.couplings import AdditiveCoupling, zeroed
 from gencli.nn.dropout import name_layers
@@ -60,6 +65,19 @@ class NICE(Flow):
         self.couplings = Chain(coupling(i) for i in range(config.couplings))
         self.s = nn.Parameter(torch.zeros(D))
         name_layers(self)
+
+    @torch.no_grad()
+    def prepare(self, b: Any, s: Step) -> None:
+        """The first batch has the prior's mean and variance in every dimension of h.
+
+        Pixels that never change need an S of hundreds, which Adam's steps would take thousands of to reach.
+        """
+        y = self.to_real(b.x, s.rng)[0].flatten(1)
+        mean, wanted = y.mean(0, keepdim=True), math.pi / math.sqrt(3) if self.base == "logistic" else 1.0
+        last: Any = self.couplings.layers[-2:]
+        for coupling in last:  # m = 0 so far: the last layer's bias alone moves its half
+            coupling.net[-1].bias.copy_(-coupling.parts(mean)[1][0])
+        self.s.copy_((wanted / y.std(0).clamp_min(1e-6)).log())
 
     def f(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, _ = self.couplings(x.flatten(1))
