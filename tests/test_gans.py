@@ -240,6 +240,20 @@ def test_historical_averaging_is_the_running_mean():
     assert model.updates_D == model.updates_G == 5
 
 
+def test_historical_averaging_in_any_layout():
+    """Weights with their channels last have the same history."""
+    plain, other = (build("dcgan", IMAGES, tricks={"historical_averaging": 0.5}) for _ in range(2))
+    other.load_state_dict(plain.state_dict())
+    other.to(memory_format=torch.channels_last)
+    for model in (plain, other):
+        model.prepare(batch(spec=IMAGES), step("prepare"))
+    for phase, same in zip(plain.phases(), other.phases()):
+        b = batch(spec=IMAGES) if phase.batch is None else Batch(n=8)
+        one, two = (run(p, b, 1)[0]["loss"].item() for p in (phase, same))
+        assert one == pytest.approx(two, rel=1e-6)
+    torch.testing.assert_close(plain.history_D, other.history_D)
+
+
 def build_like(model, phase):
     """The same weights without the trick."""
     other = build("gan")

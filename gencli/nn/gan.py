@@ -297,14 +297,17 @@ class GANBase(Model, Conditional):
 
     def _theta(self, player: str) -> Tensor:
         """All weights of a player, flat."""
-        return nn.utils.parameters_to_vector(getattr(self, player).parameters()).detach()
+        return self._flat(player).detach()
+
+    def _flat(self, player: str) -> Tensor:
+        return torch.cat([p.reshape(-1) for p in getattr(self, player).parameters()])  # in any layout
 
     def _nostalgia(self, player: str) -> Tensor | float:
         """||theta - 1/t sum_i theta[i]||^2, by its weight."""
         weight = self.config.tricks.historical_averaging
         if not weight:
             return 0.0
-        theta = nn.utils.parameters_to_vector(getattr(self, player).parameters())
+        theta = self._flat(player)
         return weight * (theta - getattr(self, f"history_{player}")).square().sum()
 
     def _forget(self, player: str) -> None:
