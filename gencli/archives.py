@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import struct
 import tarfile
-import tempfile
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from gencli import console, files
+from gencli import files
 from gencli.console import DataError
 
 __all__ = [
@@ -35,7 +33,6 @@ __all__ = [
     "members",
     "shown",
     "table",
-    "whole",
     "write_end",
     "write_member",
     "write_npz",
@@ -288,30 +285,6 @@ def _safetensors(path: Path, name: str) -> Table:
 
 
 # ---------------------------------------------------------------------------------------------- writing
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file for writing in parts, which takes the name ``path`` when the block ends well: ``files.write_bytes`` for
-    what does not fit into memory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(fd, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.fchmod(file.fileno(), 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException as error:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
-        if isinstance(error, OSError) and error.errno in console.DISK:
-            error.filename = str(path)
-        raise
-    files.sync_folder(path.parent)
 
 
 def write_member(out: BinaryIO, name: str, data: bytes) -> None:

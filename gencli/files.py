@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 __all__ = ["cache_folder", "canonical", "naming", "sync_folder", "write_bytes", "write_json", "write_text", "writing"]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # there is no room for what is written
 
 
 def cache_folder() -> Path:
@@ -44,31 +47,36 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_bytes(path: Path | str, data: bytes | memoryview) -> None:
     """Replace ``path`` by ``data``. A crash at any instant leaves the old file or the new one, never a part."""
-    with writing(path) as file:
+    with naming(Path(path)), writing(path) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def writing(path: Path | str) -> Iterator[BinaryIO]:
-    """A file to write in the block, which takes the place of ``path`` at its end; an exception leaves the old one."""
+    """A file to write in parts in the block, which takes the place of ``path`` at its end.
+
+    An exception leaves the old one. Of the block's own OSErrors a full disk's alone names ``path``: what is written may
+    be read from elsewhere.
+    """
     path = Path(path)
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(fd, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                umask = os.umask(0)
-                os.umask(umask)
-                os.fchmod(file.fileno(), 0o666 & ~umask)  # mkstemp makes it private
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
-        sync_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(fd, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.fchmod(file.fileno(), 0o666 & ~umask)  # mkstemp makes it private
+        os.replace(name, path)
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        if isinstance(error, OSError) and error.errno in FULL:
+            error.filename = str(path)
+        raise
+    sync_folder(path.parent)
 
 
 def write_text(path: Path | str, text: str) -> None:

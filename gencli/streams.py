@@ -135,15 +135,15 @@ def write(dest: str, chunks: Iterable[Samples], spec: DataSpec, meta: Mapping[st
         x = np.concatenate([chunk.x for chunk in chunks])
         _write_picture(Path(dest), how, x, spec)
     elif how in (".wav", ".txt"):
-        with archives.whole(Path(dest)) as file:
+        with files.writing(dest) as file:
             (_write_sound if how == ".wav" else _write_text)(file, chunks, spec, total)
     elif how == ".tar":
-        with archives.whole(Path(dest)) as file:
+        with files.writing(dest) as file:
             _write_tar(file, chunks, spec, meta)
     else:
         said = files.canonical({"meta": dict(meta), "spec": spec.model_dump(mode="json")})
         writer = archives.write_npz if how == ".npz" else archives.write_safetensors
-        with archives.whole(Path(dest)) as file:
+        with files.writing(dest) as file:
             writer(file, ((chunk.x, chunk.label) for chunk in chunks), _dtype(spec), (total, *spec.shape), said)
 
 

@@ -441,7 +441,7 @@ def _shards(
     row, done, number = next(rows, None), 0, 0
     while row is not None:
         stem, index = f"{source.split}-{number:06}", bytearray()
-        with archives.whole(folder / f"{stem}.tar") as out:
+        with files.writing(folder / f"{stem}.tar") as out:
             while row is not None and len(index) < ROWS * RECORD.size:
                 data, label = row
                 cls = b"" if label < 0 else b"%d" % label

@@ -32,7 +32,7 @@ def match(model: str, streams: dict[str, Stream], source: Any) -> None:
         if stream.rows != "all":
             raise UsageError(f"{model} needs {stream.rows} rows, and the data set {source.name!r} has no such part")
         kind = stream.options.get("kind")
-        if (kind or source.spec.kind) != source.spec.kind or (source.spec.kind == "tokens") != (kind == "tokens"):
+        if kind != source.spec.kind and (kind or source.spec.kind == "tokens"):  # whole words are for who asks for them
             wanted = f"{kind}, and the data set {source.name!r} is {source.spec.kind}" if kind else "no whole words"
             hint = "text is docs:tokens, or a file: --data text.txt:tokens" if kind == "tokens" else "gencli data ls"
             raise UsageError(f"{model} reads {wanted}", hint=hint)
