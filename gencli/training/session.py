@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import signal
@@ -10,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -61,22 +59,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-@cache
-def _keep_memory() -> None:
-    """Let glibc keep what a step frees for the next one: asked of the system anew, its pages cost as much as sums."""
-    with suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: what is larger still goes back at once
-        libc.mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
-
-
 @contextmanager
 def settings(recipe: Recipe) -> Iterator[torch.device]:
     """Torch's global switches as the recipe asks for, and as they were afterwards."""
     before = (torch.get_default_dtype(), torch.get_num_threads(), torch.get_float32_matmul_precision())
     cudnn = (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
     device = choose_device(recipe.device)
-    _keep_memory()
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     if recipe.train.precision == "float64":
