@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,12 +24,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from gencli.console import UsageError
+
 __all__ = [
     "agree",
     "average",
     "differing",
     "first",
     "gather",
+    "in_common",
     "join",
     "leave",
     "rank",
@@ -193,6 +198,29 @@ def spread(x: Tensor) -> None:
         dist.broadcast(raw, 0)
         with torch.no_grad():
             x.copy_(raw.view(x.dtype).view(x.shape))
+
+
+def in_common(x: Tensor) -> Tensor:
+    """The first process's ``x`` in memory that all processes, of one machine, read and write; UsageError of several."""
+    if world() == 1:
+        return x
+    if int(os.environ.get("LOCAL_WORLD_SIZE", world())) != world():
+        raise UsageError("train.hogwild: the processes of several machines have no memory in common")
+
+    def make() -> str:
+        memory = Path("/dev/shm")
+        file, name = tempfile.mkstemp(prefix="gencli-", dir=memory if memory.is_dir() else None)
+        os.truncate(file, x.numel() * x.element_size())
+        os.close(file)
+        return name
+
+    name = first(make)
+    y = torch.from_file(name, shared=True, size=x.numel(), dtype=x.dtype).view(x.shape)
+    if rank() == 0:
+        y.copy_(x.detach())
+    agree(0)  # all have mapped it: its name is not needed any more
+    first(lambda: os.unlink(name))
+    return y
 
 
 # ---------------------------------------------------------------------- decisions

@@ -101,6 +101,9 @@ class PhasePart(_Part):
 class TrainPart(_Part):
     """How to train. ``lr`` is the peak rate; ``warmup`` and the ``*_every`` count optimiser steps.
 
+    ``hogwild``: processes write one memory and do not wait for each other (Niu et al., 2011, arXiv:1106.5730): fast,
+    not reproducible.
+
     ``evaluate``: metrics of the val split, the first of which names the best checkpoint; nll without it, where the
     model has a likelihood. Metrics of samples draw ``evaluate_samples`` of them.
     """
@@ -122,6 +125,7 @@ class TrainPart(_Part):
     compile: bool = False
     channels_last: bool = False
     deterministic: bool = False
+    hogwild: bool = False
     evaluate: tuple[str, ...] = ()
     evaluate_every: Count | None = None
     evaluate_samples: Count = 500

@@ -89,10 +89,10 @@ def test_one_long_line_is_cut_at_blanks(tmp_path, monkeypatch):
 
 def test_docs():
     train, test = load("docs:tokens", "train"), load("docs:tokens:32", "test")
-    assert train.spec.shape == (256,) and test.spec.shape == (32,) and train.spec.vocabulary == test.spec.vocabulary
+    assert train.spec.shape == (1024,) and test.spec.shape == (32,) and train.spec.vocabulary == test.spec.vocabulary
     assert np.isin(["the", "python", ",", "class"], train.spec.vocabulary).all()
     assert not any(word != word.lower() or " " in word for word in train.spec.vocabulary)
-    assert sum(train.spec.counts) == pytest.approx(256 * train.size, abs=256)
+    assert sum(train.spec.counts) == pytest.approx(1024 * train.size, abs=1024)
 
 
 @pytest.mark.parametrize(

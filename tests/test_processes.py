@@ -207,6 +207,24 @@ def batches_that_do_not_divide() -> None:
         start(CASES["dropout-vae"], accumulate=8)
 
 
+def one_memory(folder: Path) -> None:
+    """With train.hogwild each process takes its own rows, and all write the same vectors: what is saved is learned."""
+    made = recipe("word2vec", "train.hogwild=true", "train.checkpoint_every=10")
+    with settings(made) as device, led(lambda: Run.create(out=folder / "hogwild")) as run:
+        session = Session(made, device)
+        session.start(run)
+        before = session.model.input.clone()
+        session.fit(preview=False)
+        mine = session.model.input.clone()
+        assert not torch.equal(mine, before)
+        assert torch.equal(processes.gather(mine[None]), mine.expand(processes.world(), *mine.shape))
+        processes.agree(0)  # all have looked
+        session.model.input.data[0] += processes.rank() + 1  # one after another or at once: nothing waits
+        processes.agree(0)
+        assert not torch.equal(session.model.input[0], mine[0]) and not list(Path("/dev/shm").glob("gencli-*"))
+        assert checkpoint.steps(run.path)[-1][0] == STEPS
+
+
 def different_weights(folder: Path) -> None:
     """Nothing is written once the processes have parted."""
     made = recipe("vae")
@@ -273,7 +291,7 @@ CHECKS = {
     f.__name__: f
     for f in (rows_everywhere, derivatives, batch_norm, decisions, work, divergence, batches_that_do_not_divide)
 }
-WITH_FILES = {f.__name__: f for f in (different_weights, goes_on_and_stops)}
+WITH_FILES = {f.__name__: f for f in (different_weights, one_memory, goes_on_and_stops)}
 
 
 def member(folder: Path) -> None:
@@ -388,6 +406,11 @@ def test_samples_and_scores_have_the_same_bits_on_any_number_of_processes(
 @pytest.mark.parametrize("world", WORLDS)
 def test_nothing_is_written_by_processes_that_have_parted(groups: dict[int, Group], world: int) -> None:
     groups[world].passed("different_weights")
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_processes_write_one_memory(groups: dict[int, Group], world: int) -> None:
+    groups[world].passed("one_memory")
 
 
 def test_a_run_goes_from_one_process_to_two_to_four_and_back(groups: dict[int, Group], tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from gencli.data.table import SPLITS
 __all__ = ["END", "docs", "load_file"]
 
 END = "</s>"  # of a line, as word2vec's own tool has it
-LENGTH = 256  # tokens of an example
+LENGTH = 1024  # tokens of an example
 LINES = 100  # of which the last two are val and test
 LONGEST = 1 << 14  # characters of a line; longer ones are cut at a blank
 BLOCK = 1 << 20  # bytes read at once

@@ -67,6 +67,11 @@ class Trainer:
         if unknown:
             have = ", ".join(p.phase.name for p in self.players)
             raise UsageError(f"train.phases names {sorted(unknown)[0]!r}; this model's phases are {have}")
+        self._common = False
+        if train.hogwild and (self.optimizers or device.type != "cpu"):
+            why = f"{type(model).__name__} has an optimiser" if self.optimizers else f"on {device}"
+            hint = "it is for models that write the rows a batch names, such as word2vec, on the CPU"
+            raise UsageError(f"train.hogwild: {why}", hint=hint)
         for player in self.players:
             batches.sizes(player.phase, processes.world() * train.accumulate)
 
@@ -110,6 +115,10 @@ class Trainer:
         """
         if self.number == 0 and not self.ema:
             self._prepare()
+        if self.train.hogwild and not self._common:
+            self._common = True
+            for p in self.model.parameters():
+                p.data = processes.in_common(p.data)
         if not self.model.training:  # it visits every module
             self.model.train()
         logs: dict[str, float] = {}
@@ -132,6 +141,8 @@ class Trainer:
         progress = torch.tensor(self.number / self.train.steps)
         part = next((p.part for p in self.players if p.phase.name == phase), self.train)
         lr = part.lr * optimisers.factor(part.schedule, self.train, self.number)
+        if self.train.hogwild:  # each process goes on by itself, with its own rows
+            offset, stride = 0, 1
         return Step(self.number, self.train.steps, rng, progress, repeat, offset, stride, lr)
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -168,7 +179,7 @@ class Trainer:
         x = torch.stack(parts, 1).flatten(0, 1) if len(parts) > 1 else parts[0]
         if x.is_floating_point():
             x = x.to(torch.promote_types(x.dtype, torch.get_default_dtype()))
-        return processes.gather(x)
+        return x if self.train.hogwild else processes.gather(x)
 
     def _update(self, player: _Player, outs: list[dict[str, Any]]) -> dict[str, float]:
         """Average the gradients over processes, check that all is finite, clip, and take the optimiser's step."""
@@ -180,7 +191,7 @@ class Trainer:
         values = torch.stack(rows).mean(0) if rows else torch.zeros(0, device=self.device, dtype=exact)
         live = [p for p in player.parameters if p.grad is not None]
         grads = [p.grad for p in live if p.grad is not None]
-        if processes.world() > 1:
+        if processes.world() > 1 and not self.train.hogwild:
             processes.average(grads)
             values = processes.total(values) / processes.world() if names else values
         norm = nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=self.device)

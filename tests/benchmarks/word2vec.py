@@ -1,140 +1,192 @@
 """Words a second of word2vec against gensim's Word2Vec at the same settings, and what the vectors are worth.
 
 ``python -m tests.benchmarks word2vec EN.txt [FR.txt]``: texts of a sentence a line, tokens parted by blanks. Dynamic
-windows of 5, words that come 5 times, subsampling as said; gensim 4.4 (its C routines, compiled, with one or two worker
-threads), ours through the trainer as a run goes, one process, one or two threads. Words are those of the text, with
-what subsampling leaves out; a second is the clock's, or the processor's (of all threads): on a busy machine the latter
-says more. Both take turns of at least SECONDS each, and the best of ROUNDS counts. Reading and counting are left out.
-gensim is not needed by gencli: pip install gensim smart_open wrapt, without their dependencies.
+windows of 5, words that come 5 times, subsampling at 1e-3; gensim 4.4 (its C routines, compiled) with one worker thread
+or two, ours through the trainer as a run goes, in one process or in two that write one memory (train.hogwild: not
+reproducible; nor is gensim with two). Words are those of the text, with what subsampling leaves out. Sides take turns
+and the best of ROUNDS turns of SECONDS counts: by the processor's time for one, by the clock for two. Reading and
+counting are left out. gensim is not needed by gencli: pip install gensim smart_open wrapt, without dependencies.
 
-Our batches are 8 rows of 512 tokens, whose pairs are taken at the same weights; both sides learn at 0.025.
+Our steps are of 4 rows of 1024 tokens for each process, whose terms are taken at the same weights; both learn at 0.025.
 
-With FR, line by line the translation of EN: P@1 of translate-embeddings (CSLS, orthogonal, centred, a dictionary
-induced from the sentences, a quarter of its words held out) for vectors of EPOCHS passes of each.
+With FR, line by line the translation of EN: P@1 of translate-embeddings (CSLS and nearest neighbour, orthogonal,
+centred, a dictionary induced from the sentences) for vectors of EPOCHS passes of each, the mean over SPLITS ways to
+hold out a quarter of the dictionary's words.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from gencli import dictionaries, recipe, translation, vectors
 from gencli.metrics.translation import Test, ranked, scored
 from gencli.training.session import Session, settings
 
-SECONDS, ROUNDS, EPOCHS = 2.0, 4, 20
-THREADS = (1, 2)
-SETTINGS = [  # architecture, dim, negatives, subsampling
-    ("skip-gram", 100, 5, 1e-3),
-    ("skip-gram", 100, 5, 1e-4),
-    ("skip-gram", 300, 10, 1e-3),
-    ("cbow", 100, 5, 1e-3),
+SECONDS, ROUNDS, EPOCHS, SPLITS = 2.0, 5, 20, 6
+ROWS, LENGTH = 4, 1024
+
+
+class How(NamedTuple):
+    architecture: str
+    dim: int
+    negative: int
+    precision: str = "float32"
+    lr: float = 0.025
+
+    def __str__(self) -> str:
+        return f"{self.architecture} d={self.dim} k={self.negative} {self.precision}"
+
+
+SETTINGS = [
+    How("skip-gram", 100, 5),
+    How("skip-gram", 100, 5, "bf16"),
+    How("skip-gram", 300, 10),
+    How("skip-gram", 300, 10, "bf16"),
+    How("cbow", 100, 5),
+]
+WORTH = [
+    How("skip-gram", 100, 5),
+    How("skip-gram", 100, 5, "bf16"),
+    How("skip-gram", 300, 10),
+    How("cbow", 100, 5, lr=0.1),
 ]
 
 
-def ours(text: Path, how: tuple[str, int, int, float], threads: int, epochs: int) -> Session:
+def words_of(text: Path, how: How, processes: int = 1) -> list[str]:
+    words = [f"data.name={text}:tokens:{LENGTH}", f"train.batch_size={ROWS * processes}", f"train.lr={how.lr}"]
+    words += [f"model.architecture={how.architecture}", f"model.dim={how.dim}", f"model.negative={how.negative}"]
+    return [*words, f"train.precision={how.precision}", "train.schedule=linear", "threads=1", "device=cpu"]
+
+
+def ours(text: Path, how: How, epochs: int) -> Session:
     """A session on ``text`` that would take ``epochs`` passes."""
-    architecture, dim, negative, sample = how
-    words = [f"data.name={text}:tokens:512", "train.batch_size=8", "train.lr=0.025", "train.schedule=linear"]
-    words += [f"model.architecture={architecture}", f"model.dim={dim}", f"model.negative={negative}"]
-    words += [
-        f"model.sample={sample}",
-        f"model.shared={128 if negative > 5 else 64}",
-        f"threads={threads}",
-        "device=cpu",
-    ]
+    words = words_of(text, how)
     made = recipe.load("word2vec", words)
     with settings(made) as device:
-        steps = epochs * (Session(made, device).train_data.size or 0) // 8
+        steps = epochs * (Session(made, device).train_data.size or 0) // ROWS
         return Session(recipe.load("word2vec", [*words, f"train.steps={max(1, steps)}"]), device)
 
 
-def theirs(sentences: list[list[str]], how: tuple[str, int, int, float], threads: int) -> Any:
+def hogwild(text: Path, how: How, steps: int) -> tuple[float, vectors.Vectors]:
+    """Words a second by the clock of two processes that write one memory, and their vectors."""
+    from gencli import checkpoint
+    from gencli.models.words.word2vec import Word2vec
+
+    with tempfile.TemporaryDirectory() as folder:
+        line = ["train", "word2vec", *words_of(text.absolute(), how, 2), "train.hogwild=true", f"train.steps={steps}"]
+        line += ["--devices", "2", "--no-preview", "-o", f"{folder}/run"]
+        subprocess.run([sys.executable, "-m", "gencli", *line], check=True, capture_output=True)
+        lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+        log = [(row["step"], row["time"]["seconds"]) for row in map(json.loads, lines) if row["event"] == "train"]
+        (first, begin), (last, end) = log[0], log[-1]
+        model = checkpoint.load(Path(folder, "run")).model
+        assert isinstance(model, Word2vec)
+        found = vectors.Vectors(model.vocabulary, model.vectors().numpy().copy())
+        return (last - first) * 2 * ROWS * LENGTH / (end - begin), found
+
+
+def theirs(sentences: list[list[str]], how: How, threads: int) -> Any:
     from gensim.models import Word2Vec
 
-    architecture, dim, negative, sample = how
-    sg = int(architecture == "skip-gram")
-    model = Word2Vec(vector_size=dim, window=5, negative=negative, sample=sample, sg=sg, workers=threads, seed=0)
+    sg = int(how.architecture == "skip-gram")
+    model = Word2Vec(vector_size=how.dim, window=5, negative=how.negative, sample=1e-3, sg=sg, workers=threads, seed=0)
     model.build_vocab(sentences)
     return model
 
 
-def rate(turn: Callable[[], int]) -> tuple[float, float]:
-    """Words a second by the clock and of the processor of ``turn``, which says how many it saw, for SECONDS."""
-    start, processor, words = time.perf_counter(), time.process_time(), 0
-    while (taken := time.perf_counter() - start) < SECONDS:
+def rate(turn: Callable[[], int], clock: Callable[[], float]) -> float:
+    """Words a second of ``turn``, which says how many it saw, called for SECONDS."""
+    start, words = clock(), 0
+    while (taken := clock() - start) < SECONDS:
         words += turn()
-    return words / taken, words / (time.process_time() - processor)
+    return words / taken
 
 
 def speed(text: Path) -> None:
     sentences = [line.split() for line in text.read_text().splitlines()]
     total = sum(map(len, sentences))
     for how in SETTINGS:
-        for threads in THREADS:
-            session, model = ours(text, how, threads, 1000), theirs(sentences, how, threads)
+        one, two = theirs(sentences, how, 1), theirs(sentences, how, 2)
+        session = ours(text, how, 1000)
 
-            def step(session: Session = session) -> int:
-                for _ in range(10):
-                    session.trainer.step()
-                return 10 * 8 * 512
+        def step(session: Session = session) -> int:
+            for _ in range(10):
+                session.trainer.step()
+            return 10 * ROWS * LENGTH
 
-            def epoch(model: Any = model) -> int:
-                model.train(sentences, total_examples=len(sentences), epochs=1)
-                return total
+        def epoch(model: Any = one) -> int:
+            model.train(sentences, total_examples=len(sentences), epochs=1)
+            return total
 
-            a, b = [], []
-            for _ in range(ROUNDS):
-                with settings(session.recipe):
-                    torch.set_num_threads(threads)
-                    a.append(rate(step))
-                b.append(rate(epoch))
-            (mine, mine_cpu), (other, other_cpu) = ([max(r[i] for r in rates) for i in (0, 1)] for rates in (a, b))
-            name = f"{how[0]} d={how[1]} k={how[2]} t={how[3]:g}, {threads} thread{'s' * (threads > 1)}"
-            print(
-                f"{name}: gencli {mine:,.0f}, gensim {other:,.0f} words/s by the clock, {mine / other:.2f} times",
-                end="",
-            )
-            print(f"; {mine_cpu:,.0f}, {other_cpu:,.0f} of the processor, {mine_cpu / other_cpu:.2f} times", flush=True)
+        rates: dict[str, list[float]] = {"one": [], "gensim": [], "two": [], "gensim, two": []}
+        for _ in range(ROUNDS):
+            with settings(session.recipe):
+                rates["one"].append(rate(step, time.process_time))
+            rates["gensim"].append(rate(epoch, time.process_time))
+            rates["two"].append(hogwild(text, how, 600)[0])
+            rates["gensim, two"].append(rate(partial(epoch, two), time.perf_counter))
+        best = {name: max(found) for name, found in rates.items()}
+        for mine, other, who in (("one", "gensim", "one thread"), ("two", "gensim, two", "two")):
+            say = f"{how}, {who}: gencli {best[mine]:,.0f}, gensim {best[other]:,.0f} words/s"
+            print(f"{say}, {best[mine] / best[other]:.2f} times", flush=True)
 
 
 def worth(texts: list[Path]) -> None:
     """P@1 of both sides' vectors."""
-    how = SETTINGS[0]
-    for who in ("gencli", "gensim"):
-        found = []
-        for text in texts:
-            if who == "gencli":
-                session = ours(text, how, 1, EPOCHS)
-                with settings(session.recipe):
-                    for _ in range(session.recipe.train.steps):
-                        session.trainer.step()
-                x = session.model.vectors().numpy()
-                found.append(vectors.Vectors(session.model.vocabulary, x))
-            else:
-                sentences = [line.split() for line in text.read_text().splitlines()]
-                model = theirs(sentences, how, 1)
-                model.train(sentences, total_examples=len(sentences), epochs=EPOCHS)
-                found.append(vectors.Vectors(model.wv.index_to_key, model.wv.vectors))
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / f"{i}.vec" for i in range(2)]
-            for path, side in zip(paths, found):
-                vectors.write(path, side.words, side.x)
-            source, target = (vectors.read(path) for path in paths)
-        train, test = dictionaries.split(dictionaries.induce(*texts))
+    induced = dictionaries.induce(*texts)
+    for how in WORTH:
+        for who in ("gencli", "gencli, two processes", "gensim"):
+            if how.precision == "bf16" and who != "gencli":
+                continue
+            found = [learned(who, text, how) for text in texts]
+            scores = precision(induced, found)
+            print(f"{how}, {who}: P@1 " + ", ".join(f"{v:.1f} % by {k}" for k, v in scores.items()), flush=True)
+
+
+def learned(who: str, text: Path, how: How) -> vectors.Vectors:
+    if who == "gensim":
+        sentences = [line.split() for line in text.read_text().splitlines()]
+        model = theirs(sentences, how, 1)
+        model.train(sentences, total_examples=len(sentences), epochs=EPOCHS)
+        return vectors.Vectors(model.wv.index_to_key, model.wv.vectors)
+    session = ours(text, how, EPOCHS)
+    if who != "gencli":
+        return hogwild(text, how, session.recipe.train.steps // 2)[1]
+    with settings(session.recipe):
+        for _ in range(session.recipe.train.steps):
+            session.trainer.step()
+    return vectors.Vectors(session.model.vocabulary, session.model.vectors().numpy())
+
+
+def precision(induced: dictionaries.Dictionary, found: list[vectors.Vectors]) -> dict[str, float]:
+    """P@1 in per cent by each way of retrieval, the mean over SPLITS."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i}.vec" for i in range(2)]
+        for path, side in zip(paths, found):
+            vectors.write(path, side.words, side.x)
+        source, target = (vectors.read(path) for path in paths)
+    hits: dict[str, list[float]] = {"csls": [], "nn": []}
+    steps = translation.parse("unit,centre,unit")
+    for seed in range(SPLITS):
+        train, test = dictionaries.split(induced, seed=seed)
         pairs = translation.pairs(train, source, target, "train")
         asked = Test.of(test, source.index, target.index, "test")
-        steps = translation.parse("unit,centre,unit")
         _, x, y = translation.fit("procrustes", {}, steps, source.x, target.x, pairs, 0, 0)
-        right = scored(asked, ranked("csls", x[asked.rows], y, x, 10)[1])
-        print(f"{who}: P@1 {100 * right[:, 0].mean():.1f} % of {len(right)} words after {EPOCHS} passes", flush=True)
+        for how, kept in hits.items():
+            kept.append(float(scored(asked, ranked(how, x[asked.rows], y, x, 10)[1])[:, 0].mean()))
+    return {how: 100 * float(np.mean(kept)) for how, kept in hits.items()}
 
 
 def main() -> None:
