@@ -15,6 +15,8 @@ __all__ = ["CHUNK", "lines", "near", "nearest_words", "parts", "queries", "unit"
 
 Array = np.ndarray[Any, Any]
 CHUNK = 1 << 25  # similarities at once
+AT_ONCE = 64  # lines of stdin answered at once: products of matrices pay, and the first need not wait for the last
+LONGEST = 1 << 16  # bytes of a line of stdin
 
 
 def unit(x: Array) -> Array:
@@ -41,7 +43,7 @@ def parts(query: str) -> list[tuple[int, str]]:
 
 def vector(query: str, vectors: Vectors, x: Array) -> tuple[Array, list[str]] | str:
     """The sum that ``query`` asks for of rows of ``x``, and its words; or the first word that ``vectors`` lacks."""
-    asked = parts(query)
+    asked = [(1, query)] if query in vectors.index else parts(query)  # a few of GloVe's words have blanks
     for _, word in asked:
         if word not in vectors.index:
             return word
@@ -81,21 +83,32 @@ def near(word: str, vectors: Vectors) -> str:
 
 
 def lines() -> Iterator[list[str]]:
-    """The words of stdin, one a line, as many at once as have come. UsageError where nothing is piped in."""
+    """The words of stdin, one a line, as many at once as have come, and no more than 64.
+
+    UsageError where nothing is piped in; DataError with its number for a line that is not UTF-8 or longer than 64 kB,
+    after the lines before it.
+    """
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         raise UsageError("no words: name some, or pipe them in, one a line")
     rest, number = b"", 0
     while True:
         data = sys.stdin.buffer.read1(1 << 16)  # type: ignore[union-attr]
         *whole, rest = (rest + data).split(b"\n") if data else [rest, b""]
-        try:
-            words = []
-            for line in whole:
-                number += 1
-                words.append(line.decode().strip())
-        except UnicodeDecodeError:
-            raise DataError(f"standard input line {number}: not UTF-8") from None
-        if words := [word for word in words if word]:
+        words: list[str] = []
+        for line in whole:
+            number += 1
+            try:
+                word = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError:
+                yield words
+                raise DataError(f"standard input line {number}: not UTF-8") from None
+            words += [word] if word else []
+            if len(words) == AT_ONCE:
+                yield words
+                words = []
+        if words:
             yield words
+        if len(rest) > LONGEST:
+            raise DataError(f"standard input line {number + 1}: longer than {LONGEST >> 10} kB")
         if not data:
             return

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gencli import cli, console, keyed, vectors
+from gencli.metrics.translation import RETRIEVALS, Ranking
 from gencli.translation import load, unit
 
 BLI = Path(os.environ.get("GENCLI_DATA", "/nowhere")) / "bli"
@@ -90,6 +91,39 @@ def test_words_are_answered_while_more_are_awaited(place):
         assert json.loads(process.stdout.readline())["translations"][0] == f"t{word[1:]}"
     process.stdin.close()
     assert process.wait() == 0
+
+
+class Dripping(io.BytesIO):
+    """A pipe that gives at most ``size`` bytes at once."""
+
+    size = 1
+
+    def read1(self, size=-1):
+        return super().read1(self.size)
+
+
+@pytest.mark.parametrize("how", RETRIEVALS)
+def test_piped_words_get_what_named_words_get(place, gencli, monkeypatch, how):
+    """However they come; and no pass over all targets is taken twice."""
+    made = []
+
+    class Counted(Ranking):
+        def __init__(self, *given):
+            made.append(given)
+            super().__init__(*given)
+
+    monkeypatch.setattr("gencli.metrics.translation.Ranking", Counted)
+    assert gencli(*FIT, "-o", "map.safetensors")[0] == 0
+    apply, names = ("s.vec", "t.vec", "--apply", "map.safetensors", "--retrieval", how), [f"s{i}" for i in range(N)]
+    code, named, _ = gencli(*apply, *names)
+    for size in (1, 1000):  # bytes that come at once
+        made.clear()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Dripping("\r\n".join(names).encode())))
+        Dripping.size = size
+        code, piped, _ = gencli(*apply)
+        assert code == 0 and [r["translations"] for r in piped] == [r["translations"] for r in named]
+        np.testing.assert_allclose([r["scores"] for r in piped], [r["scores"] for r in named], atol=2e-5)
+        assert [r["word"] for r in piped] == names and len(made) == 1
 
 
 def gencli_process(*words):
@@ -179,7 +213,10 @@ WRONG = [
     (2, (*FIT, "--on-bad", "ignore"), "it is fail or skip"),
     (2, (*FIT, "-o", "map.txt"), "a map is a .safetensors file"),
     (2, (*FIT, "--compare", "-o", "map.safetensors"), "keeps none"),
+    (2, (*FIT, "--compare", "--map", "linear"), "measures three maps"),
     (2, ("s.vec", "t.vec", "--apply", "m.safetensors", "--refine", 2), "--apply uses a map as it is"),
+    (2, ("s.vec", "t.vec", "--apply", "m.safetensors", "--map", "linear"), "--apply uses a map as it is"),
+    (2, ("s.vec", "t.vec", "--apply", "m.safetensors", "--retrieval", "nn,csls"), "name one"),
     (3, ("s.vec", "t.vec", "--apply", "m.safetensors"), "m.safetensors: no such file"),
     (3, ("none.vec", *FIT[1:]), "none.vec: no such file"),
     (3, (*FIT, "s99"), "s.vec has no word 's99' (did you mean 's9'"),
@@ -219,8 +256,8 @@ def test_skipped_rows_are_counted(place, gencli):
 def test_words_of_stdin_that_are_not_utf8(place, gencli, monkeypatch):
     assert gencli(*FIT, "-o", "map.safetensors")[0] == 0
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"s1\n\xff\n")))
-    code, _, err = gencli("s.vec", "t.vec", "--apply", "map.safetensors")
-    assert code == 3 and "standard input line 2: not UTF-8" in err
+    code, rows, err = gencli("s.vec", "t.vec", "--apply", "map.safetensors")
+    assert code == 3 and [row["word"] for row in rows] == ["s1"] and "standard input line 2: not UTF-8" in err
     monkeypatch.setattr(sys, "stdin", None)
     assert gencli("s.vec", "t.vec", "--apply", "map.safetensors")[0] == 2
 

@@ -226,19 +226,45 @@ def test_retrieval_is_that_of_a_loop_over_all_pairs(how, table, monkeypatch):
     np.testing.assert_allclose(np.take_along_axis(want, at, 1), np.take_along_axis(want, best, 1), atol=1e-5)
 
 
-def test_csls_leaves_out_only_what_cannot_win(monkeypatch):
-    """Against all r(y): a large space with a hub, where most targets are never needed."""
+def hubs():
+    """A large space with a hub, where most targets are never needed."""
     x, y, sources = spaces(30, 4000, 3000, 40)
     y[7] = unit(sources.mean(0, keepdims=True))[0]
-    counted = []
+    return x, y, sources
+
+
+def counted(monkeypatch):
+    """The products that CSLS takes to follow targets through sources, a number a call."""
+    found = []
     whole = metric._raise
-    monkeypatch.setattr(metric, "_raise", lambda b, a, c: counted.append(len(a) * len(c)) or whole(b, a, c))
-    score, at = metric.csls(x, y, sources, 5)
-    products, all_pairs = sum(counted[:-1]), 4000 * 3000  # the last is r(x)
-    want = 2 * x @ y.T - metric.mean_top(x, y)[:, None] - metric.mean_top(y, sources)
+    monkeypatch.setattr(metric, "_raise", lambda b, a, c: found.append(len(a) * len(c)) or whole(b, a, c))
+    return found
+
+
+def test_csls_leaves_out_only_what_cannot_win(monkeypatch):
+    x, y, sources = hubs()
+    products = counted(monkeypatch)
+    score, at = metric.ranked("csls", x, y, sources, 5)
+    P, R = x @ y.T, y @ sources.T
+    want = 2 * P - np.sort(P)[:, -10:].mean(1)[:, None] - np.sort(R)[:, -10:].mean(1)
     best = np.argsort(-want, 1, kind="stable")[:, :5]
-    assert (at == best).all() and products < all_pairs / 4
+    assert (at == best).all() and sum(products) < 4000 * 3000 / 4
     np.testing.assert_allclose(score, np.take_along_axis(want, best, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("how", metric.RETRIEVALS)
+def test_word_by_word_is_the_same_as_all_at_once(how, monkeypatch):
+    x, y, sources = hubs()
+    score, at = metric.ranked(how, x, y, sources, 5)
+    products = counted(monkeypatch)
+    ranking = metric.Ranking(how, y, sources)
+    first = [ranking(x[:1], 5), len(products)]
+    one = [ranking(x[i : i + 1], 5) for i in range(30)]
+    np.testing.assert_array_equal(np.concatenate([a for _, a in one]), at)
+    np.testing.assert_allclose(np.concatenate([s for s, _ in one]), score, atol=2e-5)
+    if how == "csls":  # one look at all targets; then each is followed but once, and the first word is not again
+        assert max(products[1:]) < 4000 * 3000 / 20 and products[0] == 4000 * 120
+        assert sum(products) < 4000 * 3000 / 4 and not any(products[first[1] : first[1] + 6])
 
 
 def test_the_largest_numbers_of_rows():

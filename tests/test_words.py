@@ -111,6 +111,22 @@ def test_bad_questions_are_named(tmp_path, small: Vectors, metric: str, text: st
     assert "q.txt" in str(caught.value)
 
 
+def test_words_of_stdin(monkeypatch) -> None:
+    def piped(data: bytes):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        return words.lines()
+
+    assert sum(piped(b"\xef\xbb\xbfa\r\n\n  \nb c\nd"), []) == ["a", "b c", "d"] and list(piped(b"")) == []
+    batches = list(piped("".join(f"w{i}\n" for i in range(150)).encode()))
+    assert [len(batch) for batch in batches] == [64, 64, 22] and batches[2][-1] == "w149"
+    bad = piped(b"a\nb\n\xff\nc\n")
+    assert next(bad) == ["a", "b"]
+    with pytest.raises(DataError, match="standard input line 3: not UTF-8"):
+        next(bad)
+    with pytest.raises(DataError, match="standard input line 2: longer than 64 kB"):
+        list(piped(b"a\n" + b"x" * (1 << 20)))
+
+
 # ---- the verbs
 
 

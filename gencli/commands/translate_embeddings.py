@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -42,10 +44,16 @@ def translate_embeddings(
         ),
     ] = None,
     apply: Annotated[Path | None, typer.Option(metavar="MAP", help="Use this map and fit none.")] = None,
-    map_name: Annotated[str, typer.Option("--map", help="procrustes or linear.")] = "procrustes",
+    map_name: Annotated[
+        str | None, typer.Option("--map", help="procrustes or linear.", show_default="procrustes")
+    ] = None,
     normalise: Annotated[
-        str, typer.Option(help="Steps of unit, centre, whiten on both sides before the map; or none.")
-    ] = "unit,centre,unit",
+        str | None,
+        typer.Option(
+            help="Steps of unit, centre, whiten on both sides before the map; or none.",
+            show_default="unit,centre,unit",
+        ),
+    ] = None,
     retrieval: Annotated[str, typer.Option(help="nn, inverted-softmax or csls; several for the score.")] = "nn",
     refine: Annotated[
         int, typer.Option(metavar="N", help="Fit N times more, to the words that are each other's nearest.", min=0)
@@ -84,32 +92,32 @@ def translate_embeddings(
         raise UsageError(f"--on-bad {on_bad!r}: it is fail or skip")
     if sum(given is not None for given in (dictionary, induce, apply)) != 1:
         raise UsageError("a map comes from one of --dictionary TRAIN, --induce TEXT TEXT and --apply MAP")
-    if apply and (options or compare or out or refine):
-        raise UsageError("--apply uses a map as it is: no options of maps, --compare, --refine or --out with it")
-    if compare and (out or options or asked):
-        raise UsageError("--compare measures three maps and keeps none: no words, options of maps or --out with it")
+    if apply and (options or compare or out or refine or map_name or normalise):
+        raise UsageError("--apply uses a map as it is: no map, its options, --normalise, --refine, --compare or --out")
+    if compare and (out or options or asked or map_name or normalise):
+        raise UsageError("--compare measures three maps and keeps none: no other, no --normalise, --out or words")
     if out and out.suffix != ".safetensors":
         raise UsageError(f"{out}: a map is a .safetensors file")
-    if len(hows) > 1 and asked:
+    if len(hows) > 1 and (asked or (apply and not test)):
         raise UsageError("words are translated by one retrieval: name one")
+    map_name = map_name or "procrustes"
     configured(map_name, options)
-    steps = parse(normalise)
+    steps = parse(normalise or "unit,centre,unit")
     task = _Task(source, target, dictionary, test, induce, hows, refine, n, on_bad, seed, asked)
     if compare:
-        rows, differences = _compared(task)
-        console.table(rows, json=json or None)
-        console.table(differences, json=json or None)
+        for rows in _compared(task):
+            console.table(rows, json=json or None)
         return
-    fitted = _applied(task, apply) if apply else _fitted(task, map_name, options, steps)
+    fitted, rows = _applied(task, apply) if apply else _learned(task, map_name, options, steps)
     if out:
         files = {"source": source, "target": target, "dictionary": dictionary}
         fitted.map.about["files"] = {
             side: {"name": Path(path).name, "sha256": digest(path)} for side, path in files.items() if path
         }
         fitted.map.save(out)
-        fitted.rows[:] = [row | {"out": str(out)} for row in fitted.rows]
-    if fitted.rows:
-        console.table(fitted.rows, json=json or None)
+        rows = [row | {"out": str(out)} for row in rows]
+    if rows:
+        console.table(rows, json=json or None)
     if asked or (apply and not test):
         _translate(fitted, asked or ["-"], hows[0], k, json)
 
@@ -163,13 +171,24 @@ class _Task(NamedTuple):
         return train, test, name, str(self.test)
 
 
-class _Fitted(NamedTuple):
+@dataclass
+class _Fitted:
+    """A map, and both sides in one space: ``x``, ``y``, float32 of length 1."""
+
     map: Any
     source: Any  # Vectors
     target: Any
-    x: Any  # both sides in one space, float32 of length 1
+    x: Any
     y: Any
-    rows: list[dict[str, Any]]
+    _rankings: dict[str, Any] = field(default_factory=dict)
+
+    def ranked(self, how: str, rows: Any, k: int) -> tuple[Any, Any]:
+        """Scores and rows of the ``k`` best targets of source ``rows``; what is found out about targets is kept."""
+        from gencli.metrics.translation import Ranking
+
+        if how not in self._rankings:
+            self._rankings[how] = Ranking(how, self.y, self.x)
+        return self._rankings[how](self.x[rows], k)
 
 
 def _vectors(where: str, most: int | None, on_bad: str) -> Any:
@@ -189,7 +208,8 @@ def _vectors(where: str, most: int | None, on_bad: str) -> Any:
     return vectors.Vectors(list(loaded.model.vocabulary)[: len(x)], x, where)
 
 
-def _fitted(task: _Task, name: str, options: dict[str, Any], steps: tuple[str, ...]) -> _Fitted:
+def _lesson(task: _Task) -> tuple[Callable[..., _Fitted], Any, str]:
+    """How to fit a map (of its name, options and steps), the words to score it on, and what to call them."""
     from gencli import translation
     from gencli.metrics.translation import Test
 
@@ -197,12 +217,23 @@ def _fitted(task: _Task, name: str, options: dict[str, Any], steps: tuple[str, .
     source, target = task.read()
     found = translation.pairs(train, source, target, train_name)
     scored = Test.of(test, source.index, target.index, test_name)
-    made, x, y = translation.fit(name, options, steps, source.x, target.x, found, task.refine, task.seed)
-    rows, _ = _scores(task, made, scored, test_name, x, y)
-    return _Fitted(made, source, target, x, y, rows)
+
+    def fit(name: str, options: dict[str, Any], steps: tuple[str, ...]) -> _Fitted:
+        made, x, y = translation.fit(name, options, steps, source.x, target.x, found, task.refine, task.seed)
+        return _Fitted(made, source, target, x, y)
+
+    return fit, scored, test_name
 
 
-def _applied(task: _Task, path: Path) -> _Fitted:
+def _learned(
+    task: _Task, name: str, options: dict[str, Any], steps: tuple[str, ...]
+) -> tuple[_Fitted, list[dict[str, Any]]]:
+    fit, test, test_name = _lesson(task)
+    fitted = fit(name, options, steps)
+    return fitted, _scores(task, fitted, test, test_name)[0]
+
+
+def _applied(task: _Task, path: Path) -> tuple[_Fitted, list[dict[str, Any]]]:
     from gencli import dictionaries, translation
     from gencli.console import DataError, say
     from gencli.metrics.translation import Test
@@ -219,31 +250,31 @@ def _applied(task: _Task, path: Path) -> _Fitted:
         fitted_on = made.about.get("files", {}).get(side)
         if isinstance(fitted_on, dict) and fitted_on.get("sha256") != translation.digest(where):
             say(f"{where} is not the {side} that {path} was fitted on ({fitted_on.get('name')})")
-    x, y = made.mapped(made.source(source.x)), unit(made.target(target.x))
-    rows: list[dict[str, Any]] = []
-    if task.test:
-        scored = Test.of(dictionaries.read(task.test, task.on_bad), source.index, target.index, str(task.test))
-        rows, _ = _scores(task, made, scored, str(task.test), x, y)
-    return _Fitted(made, source, target, x, y, rows)
+    fitted = _Fitted(made, source, target, made.mapped(made.source(source.x)), unit(made.target(target.x)))
+    if not task.test:
+        return fitted, []
+    test = Test.of(dictionaries.read(task.test, task.on_bad), source.index, target.index, str(task.test))
+    return fitted, _scores(task, fitted, test, str(task.test))[0]
 
 
-def _scores(task: _Task, made: Any, test: Any, name: str, x: Any, y: Any) -> tuple[list[dict[str, Any]], list[Any]]:
+def _scores(task: _Task, fitted: _Fitted, test: Any, name: str) -> tuple[list[dict[str, Any]], list[Any]]:
     """A row of results for each retrieval, and which words were right at 1, 5, 10: bool (n, 3) each."""
-    from gencli.metrics.translation import interval, ranked, scored
+    from gencli.metrics.translation import interval, scored
 
+    about = fitted.map.about
     rows, hits = [], []
     for how in task.hows:
-        right = scored(test, ranked(how, x[test.rows], y, x, AT[-1])[1])
+        right = scored(test, fitted.ranked(how, test.rows, AT[-1])[1])
         row: dict[str, Any] = {
-            "map": made.about["map"],
-            "normalise": ",".join(made.about["normalise"]) or "none",
+            "map": about["map"],
+            "normalise": ",".join(about["normalise"]) or "none",
             "retrieval": how,
         }
         for i, at in enumerate(AT):
             row[f"p_at_{at}"] = right[:, i].mean()
             if at == 1:
                 row["p_at_1_95"] = list(interval(right[:, 0], task.seed))
-        row |= {"words": len(right), "coverage": len(right) / test.words, "test": name, "pairs": made.about["pairs"]}
+        row |= {"words": len(right), "coverage": len(right) / test.words, "test": name, "pairs": about["pairs"]}
         rows.append(row | {"seed": task.seed})
         hits.append(right)
     return rows, hits
@@ -253,19 +284,14 @@ def _compared(task: _Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Results of the maps of COMPARED, and their differences on the same words with paired intervals."""
     from itertools import combinations
 
-    from gencli import translation
-    from gencli.metrics.translation import Test, interval
+    from gencli.metrics.translation import interval
     from gencli.translation import parse
 
-    train, test, train_name, test_name = task.pairs()
-    source, target = task.read()
-    found = translation.pairs(train, source, target, train_name)
-    scored = Test.of(test, source.index, target.index, test_name)
+    fit, test, test_name = _lesson(task)
     rows: list[dict[str, Any]] = []
     right: dict[tuple[str, str], Any] = {}
     for name, steps in COMPARED:
-        made, x, y = translation.fit(name, {}, parse(steps), source.x, target.x, found, task.refine, task.seed)
-        more, hits = _scores(task, made, scored, test_name, x, y)
+        more, hits = _scores(task, fit(name, {}, parse(steps)), test, test_name)
         rows += more
         right |= {(how, f"{name} {steps}"): h for how, h in zip(task.hows, hits)}
     differences = []
@@ -276,7 +302,7 @@ def _compared(task: _Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             for i, at in enumerate(AT):
                 change = right[how, second][:, i].astype(int) - right[how, first][:, i]
                 row |= {f"p_at_{at}_difference": change.mean(), f"p_at_{at}_95": list(interval(change, task.seed, at))}
-            differences.append(row | {"words": len(scored.rows)})
+            differences.append(row | {"words": len(test.rows)})
     return rows, differences
 
 
@@ -301,15 +327,15 @@ def _translate(fitted: _Fitted, asked: list[str], how: str, k: int, json: bool) 
 
 def _translations(fitted: _Fitted, words: list[str], how: str, k: int) -> list[dict[str, Any]]:
     from gencli.console import say
-    from gencli.metrics.translation import ranked
+    from gencli.words import near
 
     at = [fitted.source.index[word] for word in words if word in fitted.source.index]
-    scores, rows = ranked(how, fitted.x[at], fitted.y, fitted.x, k)
+    scores, rows = fitted.ranked(how, at, k)
     found = iter(zip(scores, rows))
     made: list[dict[str, Any]] = []
     for word in words:
         if word not in fitted.source.index:
-            say(f"{fitted.source.name} has no word {word!r}")
+            say(f"{fitted.source.name} has no word {word!r}{near(word, fitted.source)}")
             made.append({"word": word, "translations": None, "scores": None})
             continue
         score, row = next(found)

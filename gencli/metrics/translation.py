@@ -6,7 +6,7 @@ x are mapped source vectors, y target vectors, all of length 1. Three ways to ra
 - ``inverted-softmax``: exp(30 cos) over its sum over source words, so that a hub shares itself out (Samuel L. Smith et
   al. 2017, arXiv 1702.03859). Summed over the first 20,000 source words (the paper samples some).
 - ``csls``: 2 cos(x, y) - r(x) - r(y), r the mean cosine to the 10 nearest of the other language (Alexis Conneau et al.,
-  Word Translation Without Parallel Data, 2017, arXiv 1710.04087). Exact over all words: see :func:`csls`.
+  Word Translation Without Parallel Data, 2017, arXiv 1710.04087). Exact over all words: see :class:`Ranking`.
 
 P@k is the share of the source words, each counted once, that have any of their translations among the k first.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from gencli import keyed
 from gencli.console import DataError, UsageError, nearest
 
-__all__ = ["RETRIEVALS", "Test", "csls", "interval", "mean_top", "ranked", "retrieval", "scored"]
+__all__ = ["RETRIEVALS", "Ranking", "Test", "interval", "ranked", "retrieval", "scored"]
 
 Array = np.ndarray[Any, Any]
 RETRIEVALS = ("nn", "inverted-softmax", "csls")
@@ -84,72 +84,74 @@ def _raise(best: Array, a: Array, b: Array) -> Array:
     return best
 
 
-def mean_top(a: Array, b: Array, k: int = K) -> Array:
-    """r: the mean product of each row of ``a`` (n, d) with its ``k`` largest among the rows of ``b`` (m, d), (n,)."""
-    best = _raise(np.full((len(a), min(k, len(b))), -np.inf, np.float32), a, b)
-    return best.mean(1, dtype=np.float64).astype(np.float32)
+class Ranking:
+    """Targets ``y`` (m, d) ranked for one source word after another; what was found out about them is kept.
+
+    ``sources`` (s, d): all mapped source words, whose crowding corrects for hubs. All float32 of length 1.
+
+    CSLS needs r(y), and all of them take as many products as there are pairs of words; but few y need it. Its mean over
+    a part of the sources is never above it, so it bounds a score from above. The exact scores of the most promising y
+    give for each x a k-th best; then a y is followed through further sources only as long as its bound reaches that of
+    some x. None is approximate, and a y that was followed for one word is not followed again for the next.
+    """
+
+    def __init__(self, how: str, y: Array, sources: Array) -> None:
+        self.how, self.y = how, y
+        self.factor = {"nn": 1.0, "inverted-softmax": BETA, "csls": 2.0}[how]
+        self.minus = np.zeros(len(y), np.float32)  # taken from factor * cos; of csls r(y), or its bound
+        if how == "inverted-softmax":
+            total = np.zeros(len(y))
+            for rows, _, P in _products(y, sources[:SAMPLE], 1 << 12):
+                P *= BETA
+                total[rows] += np.exp(P, out=P).sum(1, dtype=np.float64)
+            self.minus[:] = np.log(total)
+        elif how == "csls":
+            least = min(len(sources), K)
+            cuts = [0, *(max(round(part * len(sources)), least) for part in PARTS), len(sources)]
+            self.parts = [sources[a:b] for a, b in pairwise(cuts)]
+            # the largest products with the sources in as many parts as each y was followed through
+            self.best = _raise(np.full((len(y), least), -np.inf, np.float32), y, self.parts[0])
+            self.followed = np.ones(len(y), int)
+            self.minus = self.best.mean(1)
+
+    def __call__(self, x: Array, k: int) -> tuple[Array, Array]:
+        """Scores and rows of the ``k`` best of y for each of ``x`` (n, d), best first, both (n, k)."""
+        k = min(k, len(self.y))
+        score, at = np.empty((len(x), k), np.float32), np.empty((len(x), k), int)
+        for rows, _, P in _products(x, self.y):
+            P *= np.float32(self.factor)
+            if self.how == "csls":
+                r = _top(P, min(K, len(self.y)))[0].mean(1, keepdims=True) / 2
+                P -= self._enough(P, k)
+                P -= r
+            else:
+                P -= self.minus
+            score[rows], at[rows] = _sorted(*_top(P, k))
+        return score, at
+
+    def _enough(self, P: Array, k: int) -> Array:
+        """r(y) of all y that can be among the ``k`` best of a row of ``P`` (n, m), 2 cos(x, y); infinite of others."""
+        most = np.full(len(self.y), -np.inf, np.float32)
+        most[_top(P - self.minus, k)[1]] = np.inf
+        least = _top(P - self._follow(most), k)[0].min(1, keepdims=True) - CLOSE
+        return self._follow((P - least).max(0))
+
+    def _follow(self, most: Array) -> Array:
+        """Follow each y through the sources as long as its bound is not above ``most`` (m,).
+
+        r(y), infinite where not all sources were looked at.
+        """
+        for i, part in enumerate(self.parts[1:], 1):
+            on = np.flatnonzero((self.followed == i) & (self.minus <= most))
+            self.best[on] = _raise(self.best[on], self.y[on], part)
+            self.minus[on] = self.best[on].mean(1)
+            self.followed[on] += 1
+        return np.where(self.followed == len(self.parts), self.minus, np.float32(np.inf))
 
 
 def ranked(how: str, x: Array, y: Array, sources: Array, k: int) -> tuple[Array, Array]:
-    """Scores and rows of the ``k`` best of ``y`` (m, d) for each of ``x`` (n, d), best first, both (n, k).
-
-    All float32 of length 1. ``sources`` (s, d): all mapped source words, whose crowding corrects for hubs.
-    """
-    k = min(k, len(y))
-    if how == "csls":
-        return csls(x, y, sources, k)
-    if how == "inverted-softmax":
-        total = np.zeros(len(y))
-        for rows, _, P in _products(y, sources[:SAMPLE], 1 << 12):
-            P *= BETA
-            total[rows] += np.exp(P, out=P).sum(1, dtype=np.float64)
-        return _best(x, y, BETA, np.log(total).astype(np.float32), k)
-    return _best(x, y, 1.0, np.zeros(len(y), np.float32), k)
-
-
-def _best(x: Array, y: Array, factor: float, minus: Array, k: int) -> tuple[Array, Array]:
-    """The ``k`` largest of ``factor`` cos - ``minus``."""
-    score, at = np.empty((len(x), k), np.float32), np.empty((len(x), k), int)
-    for rows, _, P in _products(x, y):
-        P *= np.float32(factor)
-        P -= minus
-        score[rows], at[rows] = _sorted(*_top(P, k))
-    return score, at
-
-
-def csls(x: Array, y: Array, sources: Array, k: int) -> tuple[Array, Array]:
-    """The ``k`` best of ``y`` for each of ``x`` by CSLS: scores and rows, as in :func:`ranked`, none approximate.
-
-    r(y) takes as many products as there are pairs of words, but few y need it. Its mean over a part of the sources is
-    never above it, so it bounds a score from above. The exact scores of the most promising y give for each x a k-th
-    best; then a y is followed through further sources only as long as its bound reaches that of some x.
-    """
-    cuts = [0, *(max(round(part * len(sources)), min(len(sources), K)) for part in PARTS), len(sources)]
-    parts = [sources[a:b] for a, b in pairwise(cuts)]
-    best = _raise(np.full((len(y), min(K, len(sources))), -np.inf, np.float32), y, parts[0])
-    bound = best.mean(1)
-    first = np.unique(_best(x, y, 2.0, bound, k)[1])
-    r = np.full(len(y), np.inf, np.float32)
-    r[first] = _raise(best[first], y[first], sources[cuts[1] :]).mean(1)
-    least = _best(x, y, 2.0, r, k)[0][:, -1:] - CLOSE
-    left = np.flatnonzero(np.isinf(r))
-    for part in parts[1:]:
-        left = left[_reaching(x, y[left], bound[left], least)]
-        best[left] = _raise(best[left], y[left], part)
-        bound[left] = best[left].mean(1)
-    r[left] = bound[left]
-    score, at = _best(x, y, 2.0, r, k)
-    return score - mean_top(x, y)[:, None], at
-
-
-def _reaching(x: Array, y: Array, bound: Array, least: Array) -> Array:
-    """Which of ``y`` (m, d) could score ``least`` (n, 1) or more for any of ``x`` (n, d), bool (m,)."""
-    reach = np.zeros(len(y), bool)
-    for rows, _, P in _products(x, y):
-        P *= 2
-        P -= bound
-        reach |= (least[rows] <= P).any(0)
-    return reach
+    """The ``k`` best of ``y`` for each of ``x`` by :class:`Ranking`, where nothing more is asked of it."""
+    return Ranking(how, y, sources)(x, k)
 
 
 # ---------------------------------------------------------------------------------------------- the score
