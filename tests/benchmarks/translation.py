@@ -4,9 +4,9 @@ CPU seconds stand beside the seconds: on a machine that does other work they are
 
 ``python -m tests.benchmarks translation``: with GENCLI_DATA at a folder that holds ``bli/`` (see below) the three maps
 of ``--compare`` on its en-es vectors; then 200,000 words of 300 dimensions a side, drawn (a rotated copy with noise;
-5,000 pairs to learn, 1,500 to score): the fit, P@k by nearest neighbour and by exact CSLS, and loading the same vectors
-as text against gensim's ``KeyedVectors.load_word2vec_format``, where gensim can be imported. ``--words``, ``--dims``
-make it smaller, ``--threads 2`` sets the threads of the products.
+5,000 pairs to learn, 1,500 to score): the fit, P@k by nearest neighbour and by exact CSLS, words piped in one by one,
+and loading the same vectors as text against gensim's ``KeyedVectors.load_word2vec_format``, where gensim can be
+imported. ``--words`` (6,500 or more), ``--dims`` make it smaller, ``--threads 2`` sets the threads of the products.
 
 ``bli/vectors/es-en/word2vec.{en,es}.gz`` and ``bli/muse/en-es.{0-5000,5000-6500}.txt.gz`` are those of Zhang et al.,
 ACL 2017, and of MUSE.
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +32,17 @@ from gencli import keyed, translation, vectors
 NOISE = 3.0  # of variance 9 beside 1: cosines of 0.32 between translations
 
 
-def command(*words: object, threads: int = 1) -> tuple[list[dict], str]:
-    """(rows printed, what it took from start to end) of ``gencli translate-embeddings`` in a process of its own."""
+def started(words: tuple[object, ...], threads: int, **pipes: Any) -> subprocess.Popen[bytes]:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     line = [sys.executable, "-m", "gencli", "translate-embeddings", *map(str, words)]
+    return subprocess.Popen(line, env=os.environ | dict.fromkeys(names, str(threads)), **pipes)
+
+
+def command(*words: object, threads: int = 1) -> tuple[list[dict[str, Any]], str]:
+    """(rows printed, what it took from start to end) of ``gencli translate-embeddings`` in a process of its own."""
     begin = time.perf_counter()
     with tempfile.TemporaryFile() as out:
-        process = subprocess.Popen(line, stdout=out, env=os.environ | dict.fromkeys(names, str(threads)))
+        process = started(words, threads, stdout=out)
         _, status, usage = os.wait4(process.pid, 0)
         assert status == 0, "it failed"
         out.seek(0)
@@ -102,6 +107,27 @@ def fitting(folder: Path) -> None:
             print(f"    normalise ({','.join(steps) or 'none'}), fit and map all: {whole}", flush=True)
 
 
+def piping(folder: Path, how: str, threads: int) -> None:
+    """Seconds from a word on stdin to its answer, the first (with all that comes before it) and the next 100."""
+    words = (folder / "a.safetensors", folder / "b.safetensors", "--apply", folder / "m.safetensors")
+    took = []
+    begin = time.perf_counter()
+    with started((*words, "--retrieval", how), threads, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for i in range(5000, 5101):
+            process.stdin.write(f"a{i}\n".encode())
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["word"] == f"a{i}"
+            took.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+        process.stdin.close()
+    print(
+        f"  a word in, a line out, by {how}: the first after {took[0]:.2f} s, the next {np.median(took[1:]):.3f} s",
+        end="",
+    )
+    print(f" each (the slowest {max(took[1:]):.3f} s)", flush=True)
+
+
 def loading(folder: Path) -> None:
     """Both loaders on the same text file, six decimals a number as the original program writes them."""
     a = vectors.read(folder / "a.safetensors")
@@ -146,6 +172,9 @@ def main() -> None:
             (row,), took = command(*words, threads=given.threads)
             right = f"P@1 {100 * row['p_at_1']:.1f} of {row['words']} words"
             print(f"  {how}: {right}, {took}, reading included", flush=True)
+        command(source, target, "--dictionary", train, "--test", test, "-o", folder / "m.safetensors")
+        for how in ("nn", "csls"):
+            piping(folder, how, given.threads)
         if not given.skip_loading:
             loading(folder)
     print(f"  peak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
