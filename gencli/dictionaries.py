@@ -27,7 +27,7 @@ ROWS = 2000  # source words whose company is counted at once
 def lines(path: Path | str, on_bad: str = "fail") -> Iterator[tuple[int, str]]:
     """(number, text) of each line of a UTF-8 file or its ``.gz``; only ``\\n`` and ``\\r\\n`` end one.
 
-    DataError with file and line where one is not UTF-8 or longer than 1 MB; ``on_bad = "skip"`` passes over those.
+    DataError with file and line where one is not UTF-8 (``on_bad = "skip"``: it is empty) or longer than 1 MB.
     """
     path = Path(path)
     with opened(path) as file:
@@ -42,6 +42,7 @@ def lines(path: Path | str, on_bad: str = "fail") -> Iterator[tuple[int, str]]:
                 if on_bad != "skip":
                     raise DataError(f"{path} line {number}: byte {error.start + 1} is not UTF-8") from None
                 say(f"{path} line {number}: not UTF-8, left out")
+                yield number, ""
 
 
 def read(path: Path | str, on_bad: str = "fail") -> Dictionary:
@@ -96,7 +97,7 @@ def induce(source: Path | str, target: Path | str, on_bad: str = "fail") -> Dict
         rows: list[int] = []
         columns: list[int] = []
         n = 0
-        for n, line in lines(path):
+        for n, line in lines(path, on_bad):
             found = {number.setdefault(word, len(number)) for word in line.split()}
             columns += found
             rows += [n - 1] * len(found)

@@ -28,8 +28,9 @@ from gencli.header import read_header
 from gencli.metrics.translation import ranked
 from gencli.models import MAPS
 from gencli.vectors import Vectors
+from gencli.words import unit, unit_
 
-__all__ = ["STEPS", "Map", "Normalisation", "configured", "digest", "fit", "load", "mutual", "pairs", "parse", "unit"]
+__all__ = ["STEPS", "Map", "Normalisation", "configured", "digest", "fit", "load", "mutual", "pairs", "parse"]
 
 Array = np.ndarray[Any, Any]
 STEPS = ("unit", "centre", "whiten")
@@ -46,11 +47,6 @@ def parse(text: str) -> tuple[str, ...]:
                 f"unknown step {step!r}{nearest(step, STEPS)}: --normalise takes {', '.join(STEPS)}, or none"
             )
     return steps
-
-
-def unit(x: Array) -> Array:
-    """Rows of ``x`` (n, d) over their lengths, float32; a row of zeros stays one."""
-    return _take("unit", np.empty(0), x.copy())
 
 
 @dataclass(frozen=True)
@@ -100,10 +96,9 @@ def _learn(step: str, x: Array) -> Array:
 
 
 def _take(step: str, state: Array, x: Array) -> Array:
-    """One step, in place where it can be: a copy of 200,000 vectors takes longer than their lengths."""
+    """One step, in place where it can be."""
     if step == "unit":
-        length = np.sqrt(np.einsum("nd,nd->n", x, x))
-        x /= np.where(length > 0, length, 1)[:, None]
+        unit_(x)
     elif step == "centre":
         x -= state.astype(x.dtype)
     else:
@@ -125,7 +120,7 @@ class Map:
 
     def mapped(self, x: Array) -> Array:
         """Normalised source vectors (n, d) in the target's space, of length 1, float32."""
-        return _take("unit", np.empty(0), x @ self.W.T.astype(np.float32))
+        return unit_(x @ self.W.T.astype(np.float32))
 
     def save(self, path: Path | str) -> None:
         """Write it as safetensors, whole or not at all."""

@@ -34,8 +34,10 @@ __all__ = ["Vectors", "opened", "read", "write", "write_text"]
 Array = np.ndarray[Any, Any]
 BLOCK = 4 << 20  # bytes of text that are parsed at once
 LINE = 16 << 20  # bytes of the longest line
+WIDEST = 1 << 20  # numbers of the longest row in the binary format
 WORD = 4096  # bytes of the longest word in the binary format
 BATCH = 1 << 15  # numbers at once: what is computed of them stays in the cache
+TEXT = "word2vec's binary format ends in .bin, text in .vec or .txt"
 PAD = 16  # bytes before a block, so that the word before a number's end can be loaded
 NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 NOT_FINITE = re.compile(rb"[-+]?(nan|inf|infinity)", re.IGNORECASE)
@@ -62,7 +64,7 @@ class Vectors:
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """``path`` for reading, unpacked by gzip if its name ends in ``.gz``; every fault is a DataError naming it."""
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and path.parent != Path("/dev/fd"):  # there the shell's <(...) stand
         raise DataError(f"{path} is no regular file")
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
@@ -164,8 +166,9 @@ def _read_text(file: BinaryIO, rows: _Rows) -> None:
     first = file.readline(LINE).removeprefix(b"\xef\xbb\xbf")
     if not first:
         return
-    if b"\0" in first:
-        raise DataError(f"{rows.path}: its first line holds zeros: no text (word2vec's binary format ends in .bin)")
+    block = file.read(BLOCK)
+    if b"\0" in first + block[:WORD]:
+        raise DataError(f"{rows.path}: its first lines hold zeros: no text", hint=TEXT)
     header = _header(first)
     d = header[1] if header else len(first.split()) - 1
     if d < 1:
@@ -173,7 +176,6 @@ def _read_text(file: BinaryIO, rows: _Rows) -> None:
     line, rest = (2, b"") if header else (1, first)
     begin = line
     while not rows.full:
-        block = file.read(BLOCK)
         cut = block.rfind(b"\n") + 1
         whole = rest + block[:cut] if cut or block else (rest + b"\n" if rest.strip() else b"")
         rest = rest + block if block and not cut else block[cut:]
@@ -183,6 +185,7 @@ def _read_text(file: BinaryIO, rows: _Rows) -> None:
             line += _parse(whole, d, line, rows)
         if not block:
             break
+        block = file.read(BLOCK)
     _check_count(rows, header, line - begin)
 
 
@@ -211,7 +214,7 @@ def _parse(text: bytes, d: int, line: int, rows: _Rows) -> int:
     x: Array = flat.reshape(-1, d)
     for i in np.flatnonzero(~good).tolist():
         fields = _fields(text.split(b"\n")[i])
-        if len(fields) > d + 1 and not NUMBER.fullmatch(fields[-d - 1]):  # the word has blanks, as a few of GloVe's
+        if len(fields) > d + 1 and not _number(fields[-d - 1]):  # the word has blanks, as a few of GloVe's
             place = int(good[:i].sum())
             words.insert(place, b" ".join(fields[:-d]))
             x = np.insert(x, place, _slow(fields[-d:]), 0)
@@ -227,11 +230,15 @@ def _fields(line: bytes) -> list[bytes]:
     return [field for field in re.split(rb"[ \t\r]", line) if field]
 
 
+def _number(token: bytes) -> bool:
+    return bool(NUMBER.fullmatch(token) or NOT_FINITE.fullmatch(token))
+
+
 def _what(tokens: list[bytes]) -> str:
     """What is wrong with the first bad number."""
     for token in tokens:
         text = shown(token.decode("utf-8", "replace"))
-        if not (NUMBER.fullmatch(token) or NOT_FINITE.fullmatch(token)):
+        if not _number(token):
             return f"{text!r} is no number"
         if not np.isfinite(_slow([token])).all():
             return f"the number {text} is not finite in float32"
@@ -301,7 +308,7 @@ def _digits(v: Array, k: Array) -> tuple[Array, Array]:
 
 def _read_binary(file: BinaryIO, rows: _Rows) -> None:
     header = _header(file.readline(100))
-    if header is None or header[1] < 1:
+    if header is None or not 1 <= header[1] <= WIDEST:
         raise DataError(f"{rows.path}: its first line is no count and dimension: not word2vec's binary format")
     n, d = header
     data, done, ended = b"", 0, False
@@ -323,7 +330,9 @@ def _read_binary(file: BinaryIO, rows: _Rows) -> None:
         rows.add(words, x, range(done + 1, done + len(words) + 1), lambda i: "a number is NaN or infinite")
         data, done = data[at:], done + len(words)
     if not rows.full and (done < n or (data + file.read(2)).strip()):
-        raise DataError(f"{rows.path}: its first line says {n} words, {'fewer' if done < n else 'more'} follow")
+        raise DataError(
+            f"{rows.path}: its first line says {n} words, {'fewer' if done < n else 'more'} follow", hint=TEXT
+        )
 
 
 def _read_safetensors(path: Path, rows: _Rows) -> None:

@@ -92,5 +92,8 @@ def test_texts_that_are_no_translations_of_each_other(tmp_path):
         dictionaries.induce(a, b)
     with pytest.raises(DataError, match="no two words keep company"):
         dictionaries.induce(a, put(tmp_path, "x\ny\n", "t.txt"))
+    put(tmp_path, "a\n" * 9 + "z\n")
+    assert dictionaries.induce(a, put(tmp_path, b"x\n" * 9 + b"\xff\n", "t.txt"), "skip") == {"a": ["x"]}
+    put(tmp_path, "a b\nc d\n")
     with pytest.raises(DataError, match=r"t.txt line 2: byte 1 is not UTF-8"):
         dictionaries.induce(a, put(tmp_path, b"x\n\xff\n", "t.txt"))

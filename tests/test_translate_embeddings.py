@@ -14,7 +14,8 @@ import pytest
 
 from gencli import cli, console, keyed, vectors
 from gencli.metrics.translation import RETRIEVALS, Ranking
-from gencli.translation import load, unit
+from gencli.translation import load
+from gencli.words import unit
 
 BLI = Path(os.environ.get("GENCLI_DATA", "/nowhere")) / "bli"
 N = 60
@@ -251,6 +252,17 @@ def test_skipped_rows_are_counted(place, gencli):
     assert gencli(*FIT)[0] == 3
     code, (row,), err = gencli(*FIT, "--on-bad", "skip")
     assert code == 0 and row["p_at_1"] == 1 and "s.vec: 2 rows left out, the first at line 62: 1 numbers, not 8" in err
+
+
+def test_vectors_of_zeros_are_named(place, gencli):
+    x = vectors.read("s.vec").x
+    x[[3, 55]] = 0
+    vectors.write("s.vec", [f"s{i}" for i in range(N)], x)
+    code, _, err = gencli(*FIT)
+    assert code == 0 and "s.vec: 2 of its 60 vectors are zero: nothing is near them" in err
+    vectors.write("s.vec", [f"s{i}" for i in range(N)], 0 * x)
+    code, rows, err = gencli(*FIT)
+    assert code == 3 and not rows and "s.vec: all its vectors are zero" in err
 
 
 def test_words_of_stdin_that_are_not_utf8(place, gencli, monkeypatch):

@@ -14,7 +14,8 @@ from gencli.console import DataError, UsageError
 from gencli.metrics import translation as metric
 from gencli.models.translation.linear import Linear
 from gencli.models.translation.procrustes import Procrustes
-from gencli.translation import Normalisation, unit
+from gencli.translation import Normalisation
+from gencli.words import unit
 
 
 def noise(*shape, key="noise"):

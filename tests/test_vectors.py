@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import random
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_numbers_are_read_as_python_reads_them_to_the_bit(tmp_path):
     assert (x[:, 0] == want).all() and (np.signbit(x[:, 1]) == np.signbit(want)).all()
 
 
+def test_what_the_shell_pipes_in_is_read(tmp_path):
+    """``<(zcat a.vec.gz)`` is ``/dev/fd/63``."""
+    there, end = os.pipe()
+    os.write(end, b"2 2\na 1 2\nb 3 4\n")
+    os.close(end)
+    assert vectors.read(f"/dev/fd/{there}").x.tolist() == [[1, 2], [3, 4]]
+    os.close(there)
+
+
 def test_blocks_end_anywhere(tmp_path, monkeypatch):
     x = some(40, 7)
     vectors.write(tmp_path / "a.txt", [f"w{i}" for i in range(40)], x)
@@ -76,6 +86,8 @@ BAD = {
     "3 2\na 1 2\nb 1 2\n": r"a.txt line 1: it says that 3 words follow, but 2 do",
     "1 2\na 1 2\nb 1 2\n": r"a.txt line 1: it says that 1 words follow, but 2 do",
     "a 1 2\nb nan 2\n": r"a.txt line 2: the number nan is not finite",
+    "a 1 2\nb 1 nan 2\n": r"a.txt line 2: 3 numbers, not 2",
+    "a 1 2\nb nan 1 2\n": r"a.txt line 2: 3 numbers, not 2",
     "a 1 2\nb 1 -inf\n": r"a.txt line 2: the number -inf is not finite",
     "a 1 2\nb 1 1e39\n": r"a.txt line 2: the number 1e39 is not finite in float32",
     "a 1 2\nb 1 0,5\n": r"a.txt line 2: '0,5' is no number",
@@ -86,7 +98,8 @@ BAD = {
     "a 1 2\nb 1 2\na 3 4\n": r"a.txt line 3: 'a' again, which stands in line 1 already",
     "a 1 2\n\nb 1 2\n": r"a.txt line 2: an empty line",
     b"a 1 2\n\xff\xfe 1 2\n": r"a.txt line 2: the word .* is not UTF-8",
-    b"PK\x00\x00\n": r"a.txt: its first line holds zeros",
+    b"2 1\na \0\0\x80\x3f\nb \0\0\x80\x3f\n": r"a.txt: its first lines hold zeros: no text",
+    b"PK\x00\x00\n": r"a.txt: its first lines hold zeros",
     "hello\n": r"a.txt line 1: neither a count",
     "": r"a.txt: no word vectors",
     "0 3\n": r"a.txt: no word vectors",
@@ -131,6 +144,9 @@ def test_damaged_files(tmp_path):
     text(tmp_path, b"1 1\na \0\0\0\0\nb \0\0\xc0\x7f", "n.bin")
     with pytest.raises(DataError, match="says 1 words, more follow"):
         vectors.read(tmp_path / "n.bin")
+    text(tmp_path, b"99999999999 999999999999999\nabc", "n.bin")
+    with pytest.raises(DataError, match=r"n.bin: its first line is no count and dimension"):
+        vectors.read(tmp_path / "n.bin")
     text(tmp_path, b"1 1\n" + b"x" * 9000, "n.bin")
     with pytest.raises(DataError, match="word 1: no blank ends it"):
         vectors.read(tmp_path / "n.bin")
@@ -138,6 +154,9 @@ def test_damaged_files(tmp_path):
         vectors.read(tmp_path / "none.vec")
     with pytest.raises(DataError, match="no regular file"):
         vectors.read(tmp_path)
+    os.mkfifo(tmp_path / "pipe.vec")
+    with pytest.raises(DataError, match="no regular file"):
+        vectors.read(tmp_path / "pipe.vec")
     with pytest.raises(DataError, match=r"999999999999 words follow, but 1 do"):
         vectors.read(text(tmp_path, "999999999999 2\na 1 2\n"))
 

@@ -34,9 +34,19 @@ def test_sums() -> None:
     assert words.queries(["king", "man - boy"]) == ["king", "man - boy"]
     assert words.parts("king - man + woman") == [(1, "king"), (-1, "man"), (1, "woman")]
     assert words.parts("- man") == [(-1, "man")]
+    odd = Vectors(["a", ". . ."], np.eye(2, dtype=np.float32), "v")
+    assert words.vector(". . .", odd, odd.x)[1] == [". . ."]  # a word of GloVe's
     for bad in ("king man", "king -", "- - man", "", "+"):
         with pytest.raises(UsageError, match="no word, and no sum"):
             words.parts(bad)
+
+
+def test_lengths_of_any_size_become_one() -> None:
+    g = np.random.default_rng(3).normal(size=(5, 4)) * np.array([[1e-38], [1e-20], [1], [1e25], [0]])
+    x = g.astype(np.float32)
+    found = words.unit(x)
+    np.testing.assert_allclose(found[:4], g[:4] / np.linalg.norm(g[:4], axis=1, keepdims=True), rtol=1e-5)
+    assert not found[4].any() and found.dtype == np.float32 and (x == g.astype(np.float32)).all()
 
 
 def test_the_vector_of_a_sum(small: Vectors) -> None:

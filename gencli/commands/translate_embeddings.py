@@ -137,10 +137,15 @@ class _Task(NamedTuple):
 
     def read(self) -> tuple[Any, Any]:
         """The word vectors of both sides; DataError for words to translate that the source does not have."""
-        from gencli.console import DataError
+        from gencli.console import DataError, say
         from gencli.words import near
 
         source, target = (_vectors(where, self.n, self.on_bad) for where in (self.source, self.target))
+        for side in (source, target):
+            if zero := len(side.x) - int(side.x.any(1).sum()):
+                if zero == len(side.x):
+                    raise DataError(f"{side.name}: all its vectors are zero")
+                say(f"{side.name}: {zero} of its {len(side.x)} vectors are zero: nothing is near them")
         for word in self.asked:
             if word != "-" and word not in source.index:
                 raise DataError(f"{source.name} has no word {word!r}{near(word, source)}")
@@ -153,7 +158,7 @@ class _Task(NamedTuple):
 
         if self.induce:
             name = f"{self.induce[0].name} and {self.induce[1].name}"
-            train = dictionaries.induce(*self.induce)
+            train = dictionaries.induce(*self.induce, self.on_bad)
         else:
             assert self.dictionary is not None
             name, train = str(self.dictionary), dictionaries.read(self.dictionary, self.on_bad)
@@ -237,7 +242,7 @@ def _applied(task: _Task, path: Path) -> tuple[_Fitted, list[dict[str, Any]]]:
     from gencli import dictionaries, translation
     from gencli.console import DataError, say
     from gencli.metrics.translation import Test
-    from gencli.translation import unit
+    from gencli.words import unit
 
     made = translation.load(path)
     source, target = task.read()
