@@ -73,7 +73,7 @@ def writing(path: Path | str) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and (error.errno in FULL or error.filename == name):
             error.filename = str(path)
         raise
     sync_folder(path.parent)

@@ -235,7 +235,8 @@ def fit(
 
 
 def _solved(model: Any, x: Array, z: Array, pairs: Array, seed: int) -> Array:
-    W: Array = model.fit(x[pairs[:, 0]], z[pairs[:, 1]], keyed.generator("map", seed))
+    with np.errstate(all="ignore"):
+        W: Array = model.fit(x[pairs[:, 0]], z[pairs[:, 1]], keyed.generator("map", seed))
     if not np.isfinite(W).all():
         raise UsageError("the map is not finite: a smaller rate may help")
     return W

@@ -178,6 +178,10 @@ def test_apply_answers_words(run, call) -> None:
     assert not {"king", "mat", "queen"} & set(row["neighbours"])
     piped = [json.loads(line) for line in call("apply", "run", "-", stdin="king\nkingg\nthe + on\n").splitlines()]
     assert [r["word"] for r in piped] == ["king", "kingg", "the + on"] and piped[1]["neighbours"] is None
+    piped = [json.loads(line) for line in call("apply", "run", "-", stdin="king mat\n+\nking\n").splitlines()]
+    assert [r["neighbours"] is None for r in piped] == [True, True, False]
+    assert "'king mat' is no word, and no sum" in call("apply", "run", "king mat", code=2)
+    assert "--out is for vectors" in call("apply", "run", "king", "-o", "a.txt", code=2)
     assert "no word 'kingg' (did you mean 'king'?)" in call("apply", "run", "kingg", "--as", "vectors", code=2)
 
 
@@ -189,6 +193,12 @@ def test_vectors_leave_for_files_and_pipes(run, call) -> None:
     assert whole.words[0] == "the" and len(whole.words) == 12 and whole.x.shape == (12, 4)
     assert whole.words == same.words and np.array_equal(whole.x, same.x)
     assert two.words == ["queen", "the"] and np.array_equal(two.x, whole.x[[whole.index["queen"], 0]])
+    (run / "two.vec").write_text(call("apply", "run", "-", "--as", "vectors", stdin="queen\nkingg\nthe\nqueen\n"))
+    assert files.read(run / "two.vec").words == two.words
+    call("apply", "run", "--as", "vectors", "-n", 3, "-o", "three.bin")
+    assert files.read(run / "three.bin").words == whole.words[:3]
+    (run / "folder.vec").mkdir()
+    assert call("apply", "run", "--as", "vectors", "-o", "folder.vec", code=1).startswith("error: folder.vec: Is a dir")
     (run / "p.txt").write_text("king queen 9\nking mat 1\nthe on 3\ncat dog 1\n")
     (a,) = map(json.loads, call("eval", "similarity", "run", "p.txt").splitlines())
     (b,) = map(json.loads, call("eval", "similarity", "all.vec.gz", "p.txt").splitlines())

@@ -78,7 +78,8 @@ def apply(
 
     neighbours: the words nearest to each word or sum, such as king - man + woman; a line of stdin is one, with -.
 
-    vectors: of the words given, or of all, in word2vec's text format, or as -o says: .vec, .vec.gz, .bin, .safetensors.
+    vectors: of the words given, of stdin's with -, or of all, in word2vec's text format, or as -o says: .vec, .vec.gz,
+    .bin, .safetensors.
     """
     from gencli import console
     from gencli.commands.options import load_run
@@ -108,9 +109,11 @@ def apply(
         from gencli.commands.words import neighbours, show_vectors
 
         if task == "neighbours":
+            if out:
+                raise UsageError("neighbours are printed: --out is for vectors (--as vectors)")
             neighbours(loaded, words[1:], n or 10, json)
         else:
-            show_vectors(loaded, words[1:], out)
+            show_vectors(loaded, words[1:], n, out)
         return
     if task == "complete":
         row = _complete(loaded, words[1:], options, data, data_root, split, n or 8, out, given, each, labels, seed)

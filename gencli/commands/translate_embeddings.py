@@ -102,7 +102,7 @@ def translate_embeddings(
         raise UsageError("words are translated by one retrieval: name one")
     map_name = map_name or "procrustes"
     configured(map_name, options)
-    steps = parse(normalise or "unit,centre,unit")
+    steps = parse("unit,centre,unit" if normalise is None else normalise)
     task = _Task(source, target, dictionary, test, induce, hows, refine, n, on_bad, seed, asked)
     if compare:
         for rows in _compared(task):

@@ -19,7 +19,7 @@ def neighbours(loaded: Any, asked: list[str], n: int, json: bool) -> None:
     x = words.unit(vectors.x)
     if asked == ["-"]:
         for batch in words.lines():
-            console.table(_found(batch, vectors, x, n), json=True)
+            console.table(_found(batch, vectors, x, n, piped=True), json=True)
             sys.stdout.flush()
         return
     if not asked:
@@ -27,18 +27,27 @@ def neighbours(loaded: Any, asked: list[str], n: int, json: bool) -> None:
     console.table(_found(words.queries(asked), vectors, x, n), json=json or None)
 
 
-def _found(queries: list[str], vectors: Any, x: Any, n: int) -> list[dict[str, Any]]:
-    """A row for each query; ``neighbours`` is None where a word has no vector, which stderr says."""
+def _found(queries: list[str], vectors: Any, x: Any, n: int, piped: bool = False) -> list[dict[str, Any]]:
+    """A row for each query; ``neighbours`` is None where a word has no vector, which stderr says.
+
+    UsageError for what is no word and no sum; a line that is ``piped`` in is answered as a word without a vector is.
+    """
     import numpy as np
 
     from gencli import words
-    from gencli.console import say
+    from gencli.console import UsageError, say
 
     rows: list[dict[str, Any]] = []
     for query in queries:
-        found = words.vector(query, vectors, x)
+        try:
+            found = words.vector(query, vectors, x)
+            why = f"{vectors.name} has no word {found!r}{words.near(found, vectors)}" if isinstance(found, str) else ""
+        except UsageError as error:
+            if not piped:
+                raise
+            found, why = query, str(error)
         if isinstance(found, str):
-            say(f"{vectors.name} has no word {found!r}{words.near(found, vectors)}")
+            say(why)
             rows.append({"word": query, "neighbours": None, "cosines": None})
             continue
         y, own = found
@@ -48,22 +57,32 @@ def _found(queries: list[str], vectors: Any, x: Any, n: int) -> list[dict[str, A
     return rows
 
 
-def show_vectors(loaded: Any, asked: list[str], out: str | None) -> None:
-    """The vectors of ``asked`` (of all words without any) to the file ``out``, or as text on stdout."""
-    from gencli import vectors as files
-    from gencli.console import UsageError, stdout_binary
-    from gencli.words import near
+def show_vectors(loaded: Any, asked: list[str], n: int | None, out: str | None) -> None:
+    """The vectors of ``asked``, at most ``n``, to the file ``out``, or as text on stdout.
 
-    vectors = _vectors(loaded)
-    for word in asked:
+    Of all words without any; of stdin's lines where that is ``-``: those that have a vector, stderr names the others.
+    """
+    import sys
+
+    from gencli import vectors as files
+    from gencli.console import GencliError, UsageError, say
+    from gencli.words import lines, near
+
+    vectors, piped = _vectors(loaded), asked == ["-"]
+    wanted = dict.fromkeys(word for batch in lines() for word in batch) if piped else dict.fromkeys(asked)
+    for word in list(wanted):
         if word not in vectors.index:
-            raise UsageError(f"{vectors.name} has no word {word!r}{near(word, vectors)}")
-    chosen = list(dict.fromkeys(asked)) or vectors.words
+            why = f"{vectors.name} has no word {word!r}{near(word, vectors)}"
+            if not piped:
+                raise UsageError(why)
+            say(why)
+            del wanted[word]
+    chosen = (list(wanted) if asked else vectors.words)[:n]
     x = vectors.x[[vectors.index[word] for word in chosen]]
     if out in (None, "-"):
-        stream = stdout_binary()
-        files.write_text(stream, chosen, x)
-        stream.flush()
+        if sys.stdout is None:
+            raise GencliError("standard output is closed")
+        files.write_text(sys.stdout.buffer, chosen, x)
     else:
         files.write(str(out), chosen, x)
 

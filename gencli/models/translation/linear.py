@@ -29,10 +29,14 @@ class Linear:
 
     class Config(BaseModel, frozen=True, extra="forbid"):
         solver: Literal["exact", "sgd"] = Field("exact", description="in closed form, or as in the paper")
-        penalty: float = Field(0.0, ge=0, description="of |W|^2, beside the sum over the pairs; above 0: ridge")
+        penalty: float = Field(
+            0.0, ge=0, allow_inf_nan=False, description="of |W|^2, beside the sum over the pairs; above 0: ridge"
+        )
         epochs: int = Field(50, ge=1, description="sgd: passes over the dictionary")
         batch: int = Field(16, ge=1, description="sgd: pairs a step")
-        rate: float = Field(0.5, gt=0, description="sgd: first step size, of one over the mean |x|^2; falls to 0")
+        rate: float = Field(
+            0.5, gt=0, allow_inf_nan=False, description="sgd: first step size, of one over the mean |x|^2; falls to 0"
+        )
 
     def __init__(self, config: Config) -> None:
         self.config = config

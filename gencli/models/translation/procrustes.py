@@ -42,7 +42,12 @@ class Procrustes:
     class Config(BaseModel, frozen=True, extra="forbid"):
         solver: Literal["svd", "gradient"] = Field("svd", description="in closed form, or climbing as in the paper")
         steps: int = Field(500, ge=1, description="gradient: steps at most; it stops when they change nothing")
-        rate: float = Field(1.0, gt=0, description="gradient: length of a step, of one over M's largest singular value")
+        rate: float = Field(
+            1.0,
+            gt=0,
+            allow_inf_nan=False,
+            description="gradient: a step's length, of one over M's largest singular value",
+        )
 
     def __init__(self, config: Config) -> None:
         self.config = config
