@@ -229,6 +229,10 @@ WRONG = [
     (3, ("s.vec", "five.vec", *FIT[2:], "-o", "map.safetensors"), "the source has 8 and the target 5"),
     (3, ("ragged.vec", *FIT[1:], "-o", "map.safetensors"), "ragged.vec line 3: 7 numbers, not 8"),
     (3, ("twice.vec", *FIT[1:], "-o", "map.safetensors"), "twice.vec line 62: 's0' again, which stands in line 2"),
+    (3, ("nan.vec", *FIT[1:], "-o", "map.safetensors"), "nan.vec line 3: the number nan is not finite"),
+    (3, ("few.vec", *FIT[1:], "-o", "map.safetensors"), "few.vec line 1: it says that 70 words follow, but 60 do"),
+    (3, ("latin.vec", *FIT[1:], "-o", "map.safetensors"), "latin.vec line 3: the word"),
+    (3, (*FIT[:3], "latin.txt", "-o", "map.safetensors"), "latin.txt line 2: byte 1 is not UTF-8"),
     (3, (*FIT[:3], "bad.txt", "-o", "map.safetensors"), "bad.txt line 1: 1 words"),
     (3, ("s.vec", "t.vec", "--induce", "a.txt", "short.txt"), "a.txt has 200 lines and short.txt 1"),
 ]
@@ -240,6 +244,10 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(place, gencli, code, words
     Path("ragged.vec").write_text("\n".join([*lines[:2], lines[2].rpartition(" ")[0], *lines[3:]]) + "\n")
     Path("twice.vec").write_text("\n".join([f"{N + 1} 8", *lines[1:], lines[1]]) + "\n")
     vectors.write("five.vec", [f"t{i}" for i in range(N)], np.ones((N, 5), np.float32))
+    Path("nan.vec").write_text("\n".join([*lines[:2], lines[2].rpartition(" ")[0] + " nan", *lines[3:]]) + "\n")
+    Path("few.vec").write_text("\n".join([f"{N + 10} 8", *lines[1:]]) + "\n")
+    Path("latin.vec").write_bytes("\n".join([*lines[:2], "\xe9" + lines[2], *lines[3:]]).encode("latin-1") + b"\n")
+    Path("latin.txt").write_bytes(b"s40 t40\n\xe9 t41\n")
     Path("other.txt").write_text("x y\n")
     Path("bad.txt").write_text("alone\n")
     Path("short.txt").write_text("t1\n")
