@@ -190,7 +190,7 @@ def test_vectors_of_a_run(place, gencli, monkeypatch):
             return torch.from_numpy(vectors.read("s.vec").x)
 
     class Loaded:
-        model, meta = Model(), {"model": "words"}
+        model, meta, path = Model(), {"model": "words"}, Path("run/model.safetensors")
 
     monkeypatch.setattr("gencli.commands.options.load_run", lambda *a: Loaded)
     Path("run").mkdir()

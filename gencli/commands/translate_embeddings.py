@@ -137,10 +137,11 @@ class _Task(NamedTuple):
 
     def read(self) -> tuple[Any, Any]:
         """The word vectors of both sides; DataError for words to translate that the source does not have."""
+        from gencli.commands.words import vectors_of
         from gencli.console import DataError, say
         from gencli.words import near
 
-        source, target = (_vectors(where, self.n, self.on_bad) for where in (self.source, self.target))
+        source, target = (vectors_of(where, self.n, self.on_bad) for where in (self.source, self.target))
         for side in (source, target):
             if zero := len(side.x) - int(side.x.any(1).sum()):
                 if zero == len(side.x):
@@ -194,23 +195,6 @@ class _Fitted:
         if how not in self._rankings:
             self._rankings[how] = Ranking(how, self.y, self.x)
         return self._rankings[how](self.x[rows], k)
-
-
-def _vectors(where: str, most: int | None, on_bad: str) -> Any:
-    """The ``Vectors`` of a file, or of a run whose model has some."""
-    from gencli import vectors
-    from gencli.console import UsageError
-
-    path = Path(where)
-    if path.is_file() or not (path.is_dir() or where.isdecimal()):
-        return vectors.read(path, most, on_bad)
-    from gencli.commands.options import load_run
-
-    loaded = load_run(where, "ema", "cpu")
-    if not hasattr(loaded.model, "vectors"):
-        raise UsageError(f"{loaded.meta['model']} of {where} has no word vectors", hint="gencli models")
-    x = loaded.model.vectors().detach().float().numpy()[:most]
-    return vectors.Vectors(list(loaded.model.vocabulary)[: len(x)], x, where)
 
 
 def _lesson(task: _Task) -> tuple[Callable[..., _Fitted], Any, str]:
@@ -334,15 +318,13 @@ def _translations(fitted: _Fitted, words: list[str], how: str, k: int) -> list[d
     from gencli.console import say
     from gencli.words import near
 
-    at = [fitted.source.index[word] for word in words if word in fitted.source.index]
-    scores, rows = fitted.ranked(how, at, k)
-    found = iter(zip(scores, rows))
+    known = [word for word in words if word in fitted.source.index]
+    best = dict(zip(known, zip(*fitted.ranked(how, [fitted.source.index[word] for word in known], k))))
     made: list[dict[str, Any]] = []
     for word in words:
-        if word not in fitted.source.index:
+        score, rows = best.get(word, (None, None))
+        if rows is None:
             say(f"{fitted.source.name} has no word {word!r}{near(word, fitted.source)}")
-            made.append({"word": word, "translations": None, "scores": None})
-            continue
-        score, row = next(found)
-        made.append({"word": word, "translations": [fitted.target.words[i] for i in row], "scores": score})
+        translations = rows if rows is None else [fitted.target.words[i] for i in rows]
+        made.append({"word": word, "translations": translations, "scores": score})
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["measure", "neighbours", "show_vectors"]
+__all__ = ["measure", "neighbours", "show_vectors", "vectors_of"]
 
 
 def neighbours(loaded: Any, asked: list[str], n: int, json: bool) -> None:
@@ -90,7 +90,6 @@ def show_vectors(loaded: Any, asked: list[str], n: int | None, out: str | None) 
 def measure(metric: str, given: list[str], most: int | None) -> list[dict[str, Any]]:
     """The rows of ``similarity`` or ``analogy``; ``given``: a run or a file of vectors (or none), and the questions."""
     from gencli.commands.options import load_run
-    from gencli.commands.translate_embeddings import _vectors as of
     from gencli.console import UsageError
     from gencli.metrics import similarity
 
@@ -99,7 +98,7 @@ def measure(metric: str, given: list[str], most: int | None) -> list[dict[str, A
             f"{metric} takes a run or a file of vectors, and a file of questions", hint="gencli eval --help"
         )
     questions = Path(given[-1])
-    vectors = of(given[0], most, "fail") if len(given) == 2 else _vectors(load_run(None, "ema", "cpu"), most)
+    vectors = vectors_of(given[0], most) if len(given) == 2 else _vectors(load_run(None, "ema", "cpu"), most)
     about = {"vectors": vectors.name, "words": len(vectors.words)}
     rows = (
         [similarity.similarity(vectors, questions)]
@@ -107,6 +106,18 @@ def measure(metric: str, given: list[str], most: int | None) -> list[dict[str, A
         else similarity.analogy(vectors, questions)
     )
     return [row | about for row in rows]
+
+
+def vectors_of(where: str, most: int | None = None, on_bad: str = "fail") -> Any:
+    """The ``Vectors`` of a file (as :func:`gencli.vectors.read` gives them), or of a run whose model has some."""
+    from gencli import vectors
+
+    path = Path(where)
+    if path.is_file() or not (path.is_dir() or where.isdecimal()):
+        return vectors.read(path, most, on_bad)
+    from gencli.commands.options import load_run
+
+    return _vectors(load_run(where, "ema", "cpu"), most)
 
 
 def _vectors(loaded: Any, most: int | None = None) -> Any:
