@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 
 from gencli import keyed, translation, vectors
 
+FILES = ("a.safetensors", "b.safetensors", "train.txt", "test.txt")
 NOISE = 3.0  # of variance 9 beside 1: cosines of 0.32 between translations
 
 
@@ -78,7 +80,15 @@ def bli(root: Path) -> None:
         print(f"  {row['first']} - {row['second']}: {change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
 
 
-def drawn(folder: Path, n: int, d: int) -> tuple[Path, Path, Path, Path]:
+def alone(work: Callable[..., None], *given: object) -> None:
+    """``work`` in a process of its own: the peak of this one's memory would count as that of commands it starts."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=given)
+    process.start()
+    process.join()
+    assert process.exitcode == 0, "it failed"
+
+
+def drawn(folder: Path, n: int, d: int) -> None:
     """Vectors of two languages, safetensors, and dictionaries to learn from and to be scored on."""
     g = keyed.generator("translation benchmark")
     x = g.standard_normal((n, d), dtype=np.float32)
@@ -86,10 +96,9 @@ def drawn(folder: Path, n: int, d: int) -> tuple[Path, Path, Path, Path]:
     z = x @ R + g.standard_normal((n, d), dtype=np.float32) * NOISE
     for name, side in (("a", x), ("b", z)):
         vectors.write(folder / f"{name}.safetensors", [f"{name}{i}" for i in range(n)], side)
-    train, test = folder / "train.txt", folder / "test.txt"
+    *_, train, test = (folder / name for name in FILES)
     train.write_text("".join(f"a{i} b{i}\n" for i in range(5000)))
     test.write_text("".join(f"a{i} b{i}\n" for i in range(5000, 6500)))
-    return folder / "a.safetensors", folder / "b.safetensors", train, test
 
 
 def fitting(folder: Path) -> None:
@@ -164,9 +173,10 @@ def main() -> None:
         bli(root)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source, target, train, test = drawn(folder, given.words, given.dims)
+        alone(drawn, folder, given.words, given.dims)
+        source, target, train, test = (folder / name for name in FILES)
         print(f"{given.words} x {given.dims}, drawn, {given.threads} thread{'s' * (given.threads > 1)}")
-        fitting(folder)
+        alone(fitting, folder)
         for how in ("nn", "csls"):
             words = (source, target, "--dictionary", train, "--test", test, "--retrieval", how)
             (row,), took = command(*words, threads=given.threads)
@@ -176,8 +186,7 @@ def main() -> None:
         for how in ("nn", "csls"):
             piping(folder, how, given.threads)
         if not given.skip_loading:
-            loading(folder)
-    print(f"  peak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+            alone(loading, folder)
 
 
 if __name__ == "__main__":
