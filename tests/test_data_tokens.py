@@ -87,6 +87,15 @@ def test_one_long_line_is_cut_at_blanks(tmp_path, monkeypatch):
     assert words.count("</s>") > 100 and set(words) == {"</s>", *TEXT.split()}
 
 
+@pytest.mark.parametrize("lines", [50, 2000])
+def test_no_more_is_held_at_once_of_a_longer_text(tmp_path, monkeypatch, lines):
+    monkeypatch.setattr(tokens, "BLOCK", 1000)
+    path = tmp_path / "t.txt.gz"
+    path.write_bytes(gzip.compress("".join(f"line {i} of a text\n" for i in range(lines)).encode()))
+    blocks = list(tokens._blocks(path, "fail", []))
+    assert max(map(len, blocks)) <= 1000 + len("line 1999 of a text\n") and sum(map(len, blocks)) > 17 * lines
+
+
 def test_docs():
     train, test = load("docs:tokens", "train"), load("docs:tokens:32", "test")
     assert train.spec.shape == (1024,) and test.spec.shape == (32,) and train.spec.vocabulary == test.spec.vocabulary
