@@ -40,7 +40,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from gencli import archives, checkpoint, files, given, pickles, recipe, run, streams, strict_yaml
+from gencli import (
+    archives,
+    checkpoint,
+    dictionaries,
+    files,
+    given,
+    pickles,
+    recipe,
+    run,
+    streams,
+    strict_yaml,
+    translation,
+    vectors,
+)
 from gencli.console import GencliError
 from gencli.contract import DataSpec
 from gencli.data import SPLITS, audio, shards
@@ -48,6 +61,7 @@ from gencli.data.images import decode, header
 from gencli.data.source import TensorSource
 from gencli.data.user import load_path
 from gencli.header import DTYPES, read_header
+from gencli.metrics import similarity
 from gencli.metrics.extractors import Pixels
 from gencli.metrics.frechet import Moments, distance
 from gencli.metrics.reference import About, Saved
@@ -839,6 +853,69 @@ def text_file(m: Material, g: Rng) -> None:
     assert x.dtype == torch.int16 and x.min() >= 0 and x.max() < len(source.spec.vocabulary) == source.spec.levels
     (begun,) = given.read_prompts([str(path)], source.spec)
     assert begun.dtype == np.int16 and begun.ndim == 1
+
+
+NOTES = b"\xff\0\n \t\rnan1e999-\xef\xbb\xbf:#"  # what may stand amid words and numbers
+
+
+def packed(m: Material, g: Rng, name: str, data: bytes) -> Path:
+    """``data``, damaged, in a file; or packed by gzip before or after that."""
+    if g.integers(3):
+        return m.file(name, damaged(g, data, NOTES))
+    return m.file(f"{name}.gz", damaged(g, gzip.compress(data)) if g.integers(2) else gzip.compress(damaged(g, data)))
+
+
+def word_vectors(ending: str) -> Kind:
+    def check(m: Material, g: Rng) -> None:
+        n, d = int(g.integers(1, 7)), int(g.integers(1, 5))
+        vectors.write(path := m.folder / f"whole{ending}", [f"w{i}é" for i in range(n)], g.normal(size=(n, d)))
+        data = path.read_bytes()
+        path = m.file(f"x{ending}", damaged(g, data)) if ending == ".safetensors" else packed(m, g, f"x{ending}", data)
+        found = vectors.read(path, None, ["fail", "skip"][g.integers(2)])
+        assert len(found.words) == len(set(found.words)) == len(found.x) > 0 and np.isfinite(found.x).all()
+
+    check.__name__ = f"word_vectors_{ending[1:]}"
+    return kind(check)
+
+
+for _ending in (".vec", ".bin", ".safetensors"):
+    word_vectors(_ending)
+
+
+@kind
+def word_map(m: Material, g: Rng) -> None:
+    x, pairs = g.normal(size=(6, 3)).astype(np.float32), np.arange(6)[:, None].repeat(2, 1)
+    made, _, _ = translation.fit("procrustes", {}, ("unit", "centre", "whiten"), x, x[::-1], pairs)
+    made.save(path := m.folder / "map.safetensors")
+    found = translation.load(m.file("x.safetensors", damaged(g, path.read_bytes())))
+    assert (
+        found.W.ndim == 2 and np.isfinite(found.W).all() and found.mapped(found.source(x[:, : found.W.shape[1]])).size
+    )
+
+
+@kind
+def bilingual_dictionary(m: Material, g: Rng) -> None:
+    data = b"the el\nthe la\r\ncat\tgato\nnew york\tnueva york\n\ndog   perro\n"
+    found = dictionaries.read(packed(m, g, "d.txt", data), ["fail", "skip"][g.integers(2)])
+    assert found and all(word and meanings and all(meanings) for word, meanings in found.items())
+
+
+@kind
+def parallel_texts(m: Material, g: Rng) -> None:
+    right = m.file("right.txt", b"x y\nz\n" * 9)
+    found = dictionaries.induce(packed(m, g, "left.txt", b"a b\nc\n" * 9), right, ["fail", "skip"][g.integers(2)])
+    assert found and all(len(meanings) == 1 for meanings in found.values())
+
+
+@kind
+def word_questions(m: Material, g: Rng) -> None:
+    known = vectors.Vectors(list("abcdef"), np.eye(6, 4, dtype=np.float32) + np.float32(0.1))
+    if g.integers(2):
+        row = similarity.similarity(known, packed(m, g, "s.txt", b"# p\na b 1\nc d 2.5\ne f 3\na q 1\nb d 2\n"))
+        assert row["pairs"] >= 3 and 0 < row["coverage"] <= 1
+        return
+    rows = similarity.analogy(known, packed(m, g, "a.txt", b": s\na b c d\nb c d e\n: t\na b c q\n"))
+    assert rows[-1]["section"] == "all" and 0 <= rows[-1]["accuracy"] <= 1
 
 
 # ---------------------------------------------------------------------------------------------- running

@@ -17,21 +17,15 @@ from scipy import stats
 
 from gencli.archives import shown
 from gencli.console import DataError
-from gencli.vectors import Vectors, opened
+from gencli.dictionaries import lines
+from gencli.vectors import Vectors
 from gencli.words import nearest_words, unit
 
 __all__ = ["analogy", "similarity"]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with opened(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError:
-                raise DataError(f"{path} line {number}: not UTF-8") from None
-            if text and not text.startswith("#"):
-                yield number, text
+    return ((number, text) for number, line in lines(path) if (text := line.strip()) and not text.startswith("#"))
 
 
 def _rows(words: list[str], vectors: Vectors) -> list[int] | None:
