@@ -57,6 +57,14 @@ class Vectors:
         """The row of each word."""
         return {word: i for i, word in enumerate(self.words)}
 
+    @cached_property
+    def alike(self) -> dict[str, list[str]]:
+        """The words of each beginning, two letters in lower case."""
+        found: dict[str, list[str]] = {}
+        for word in self.words:
+            found.setdefault(word[:2].lower(), []).append(word)
+        return found
+
 
 # ---------------------------------------------------------------------------------------------- reading
 

@@ -88,8 +88,8 @@ def _chunks(n: int, size: int) -> Iterator[slice]:
 def near(word: str, vectors: Vectors) -> str:
     """Words of ``vectors`` that ``word`` may have meant, as :func:`gencli.console.nearest` says them."""
     # of 200,000 words only those that begin alike: difflib takes milliseconds for each thousand
-    alike = (w for w in vectors.words if w[:2].lower() == word[:2].lower() and abs(len(w) - len(word)) < 3)
-    return nearest(word, list(alike)[:5000])
+    alike = [w for w in vectors.alike.get(word[:2].lower(), []) if abs(len(w) - len(word)) < 3]
+    return nearest(word, alike[:2000])
 
 
 def lines() -> Iterator[list[str]]:
