@@ -165,11 +165,6 @@ def _header(line: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _check_count(rows: _Rows, header: tuple[int, int] | None, found: int) -> None:
-    if header and header[0] != found and not rows.full:
-        rows.bad(1, f"it says that {header[0]} words follow, but {found} do")
-
-
 def _read_text(file: BinaryIO, rows: _Rows) -> None:
     first = file.readline(LINE).removeprefix(b"\xef\xbb\xbf")
     if not first:
@@ -194,7 +189,8 @@ def _read_text(file: BinaryIO, rows: _Rows) -> None:
         if not block:
             break
         block = file.read(BLOCK)
-    _check_count(rows, header, line - begin)
+    if header and header[0] != line - begin and not rows.full:
+        rows.bad(1, f"it says that {header[0]} words follow, but {line - begin} do")
 
 
 def _parse(text: bytes, d: int, line: int, rows: _Rows) -> int:
