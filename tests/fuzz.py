@@ -868,7 +868,9 @@ def packed(m: Material, g: Rng, name: str, data: bytes) -> Path:
 def word_vectors(ending: str) -> Kind:
     def check(m: Material, g: Rng) -> None:
         n, d = int(g.integers(1, 7)), int(g.integers(1, 5))
-        vectors.write(path := m.folder / f"whole{ending}", [f"w{i}é" for i in range(n)], g.normal(size=(n, d)))
+        vectors.write(
+            path := m.folder / "words" / f"whole{ending}", [f"w{i}é" for i in range(n)], g.normal(size=(n, d))
+        )
         data = path.read_bytes()
         path = m.file(f"x{ending}", damaged(g, data)) if ending == ".safetensors" else packed(m, g, f"x{ending}", data)
         found = vectors.read(path, None, ["fail", "skip"][g.integers(2)])
@@ -886,7 +888,7 @@ for _ending in (".vec", ".bin", ".safetensors"):
 def word_map(m: Material, g: Rng) -> None:
     x, pairs = g.normal(size=(6, 3)).astype(np.float32), np.arange(6)[:, None].repeat(2, 1)
     made, _, _ = translation.fit("procrustes", {}, ("unit", "centre", "whiten"), x, x[::-1], pairs)
-    made.save(path := m.folder / "map.safetensors")
+    made.save(path := m.folder / "words" / "map.safetensors")
     found = translation.load(m.file("x.safetensors", damaged(g, path.read_bytes())))
     assert (
         found.W.ndim == 2 and np.isfinite(found.W).all() and found.mapped(found.source(x[:, : found.W.shape[1]])).size
