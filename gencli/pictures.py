@@ -18,8 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 from gencli import files
 
 __all__ = [
+    "film",
     "gif",
     "grid",
+    "on_one_page",
     "page",
     "png",
     "save_png",
@@ -179,6 +181,18 @@ def gif(path: Path | str, frames: Sequence[Array], ms: int = 100, loop: bool = T
     endless: dict[str, int] = {"loop": 0} if loop else {}
     pages[0].save(file, format="gif", save_all=True, append_images=pages[1:], duration=ms, optimize=False, **endless)
     files.write_bytes(path, file.getvalue())
+
+
+def film(path: Path | str, frames: Sequence[Array], ms: int = 100) -> None:
+    """Write :func:`gif` or :func:`webp` as ``path`` ends; endless."""
+    (webp if Path(path).suffix.lower() == ".webp" else gif)(path, frames, ms)
+
+
+def on_one_page(images: Sequence[Array]) -> list[Array]:
+    """Images ``(H, W, 3)`` of perhaps several sizes, each at the top left of white ``(max H, max W, 3)``."""
+    H, W = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    pads = [((0, H - image.shape[0]), (0, W - image.shape[1]), (0, 0)) for image in images]
+    return [np.pad(image, pad, constant_values=255) for image, pad in zip(images, pads)]
 
 
 def webp(path: Path | str, frames: Sequence[Array], ms: int = 100) -> None:

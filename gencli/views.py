@@ -34,7 +34,8 @@ LINES, FINE = 21, 201  # of a grid along each axis, and points along each line
 def check(view: str) -> None:
     """UsageError if there is no such view."""
     if view not in VIEWS:
-        raise UsageError(f"unknown view {view!r}{nearest(view, VIEWS)}: --view is {' or '.join(VIEWS)}")
+        known = (*VIEWS, "progress")
+        raise UsageError(f"unknown view {view!r}{nearest(view, known)}: --view is {', '.join(VIEWS)} or progress")
 
 
 def draw(

@@ -230,7 +230,7 @@ class Walker:
                 frames = [pictures.grid(x[:, i], self.spec.levels or 256, columns=columns) for i in range(across)]
                 # round, or there and back again: neither shows a frame twice where it closes
                 frames = frames[:-1] if self.loop else frames + frames[-2:0:-1]
-                (pictures.gif if ending == ".gif" else pictures.webp)(out, frames, ms=80)
+                pictures.film(out, frames, ms=80)
         if out != "-":
             console.say(f"{rows} x {across} {'pictures' if self.spec.kind == 'image' else 'samples'} in {out}")
 

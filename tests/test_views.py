@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from gencli import cli, console, plots, views
+from gencli import cli, console, pictures, plots, views
 from gencli.console import UsageError
 from gencli.contract import Config, DataSpec, Model
 from gencli.rng import Rng
+from gencli.run import Run
 from tests.tiny import words
 
 
@@ -166,6 +168,56 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         (("--view", "map", "-o", "map.npz"), "a view is a picture"),
         (("temperature=2", "--view", "map"), "no option 'temperature'"),
         (("--view", "nap"), "did you mean 'map'"),
+        (("--view", "progres"), "did you mean 'progress'"),
     ]:
         code, out, err = gencli("sample", *argv)
         assert code == 2 and not out and said in err, err
+
+
+def test_a_film_of_progress_shows_the_pictures_of_training_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+
+    def gencli(*argv: str) -> tuple[int, str, str]:
+        code = console.run(cli.app, ["sample", "--view", "progress", *argv])
+        return code, *capfd.readouterr()
+
+    Run.create().close()
+    samples = Path("runs/0001-run/samples")
+    code, out, err = gencli()
+    assert code == 3 and not out and "no pictures of samples" in err and "train.sample_every" in err
+    greys = {50: 30, 999_999: 90, 1_000_000: 200}  # by number: the last would be the second by name
+    for step, grey in greys.items():
+        pictures.save_png(samples / f"step-{step:06d}.png", np.full((4, 5, 3), grey, np.uint8))
+    pictures.save_png(samples / "step-000100.png", np.full((2, 6, 3), 60, np.uint8))  # another size
+    (samples / ".step-000200.png.x.tmp").write_bytes(b"half")
+    for argv, file in [((), "progress.gif"), (("1", "-o", "film.webp"), "film.webp")]:
+        code, out, err = gencli(*argv)
+        assert code == 0 and not out and f"4 pictures in {file}" in err, err
+        with Image.open(file) as film:
+            assert film.n_frames >= 4 and film.size == (6, 4) and film.info.get("loop") == 0
+            corners, lasts = [], []
+            for k in range(film.n_frames):
+                film.seek(k)
+                corners.append(film.convert("RGB").getpixel((0, 0))[0])
+                lasts.append(film.convert("RGB").getpixel((0, 3))[0])
+        assert corners[:4] == [30, 60, 90, 200] and set(corners[4:]) <= {200}
+        assert lasts[:4] == [30, 255, 90, 200]  # the page below the smaller one
+    checkpoint = Path("runs/0001-run/checkpoints/step-000050")
+    checkpoint.mkdir(parents=True)
+    assert gencli(str(checkpoint), "-o", "again.gif")[0] == 0
+    assert Path("again.gif").read_bytes() == Path("progress.gif").read_bytes()
+    before = sorted(os.listdir())
+    for argv, code, said in [
+        (("-o", "film.png"), 2, "-o progress.gif or progress.webp, not film.png"),
+        (("-n", "3"), 2, "no use for -n"),
+        (("--labels", "1"), 2, "no use for --labels"),
+        (("truncation=0.5",), 2, "no use for truncation=0.5"),
+        (("nowhere",), 3, "no run or checkpoint 'nowhere'"),
+    ]:
+        found, out, err = gencli(*argv)
+        assert found == code and not out and said in err and err.count("\n") <= 2, err
+    (samples / "step-000100.png").write_bytes(b"\x89PNG no more")
+    code, out, err = gencli("-o", "bad.gif")
+    assert code == 3 and "step-000100.png" in err and sorted(os.listdir()) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,9 +34,10 @@ def sample(
     view: Annotated[
         str | None,
         typer.Option(
-            metavar="density|map",
-            help="In place of samples, of a model of points in one or two dimensions: its density, whose integral over "
-            "the picture is printed, or its map from latents to points, as a warped grid or a curve.",
+            metavar="density|map|progress",
+            help="In place of samples: of a model of points in one or two dimensions its density, whose integral over "
+            "the picture is printed, or its map from latents to points, as a warped grid or a curve; of any run its "
+            "progress, a film (.gif, .webp) of the samples that training drew from the same noise.",
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Classes, such as 3 or 0,1,2 or cat,dog: taken in turn.")] = None,
@@ -47,13 +49,18 @@ def sample(
 
     Draw samples from a run (the latest without a name). Sample i is the same whatever -n is. `-o -` writes a tar
     stream of pictures, sounds or texts with a JSON sidecar each: `gencli sample -n 500 -o - | tar t`.
+
+    gencli sample --view progress -o film.gif
     """
     from gencli.training.launch import joined
 
-    fan_out(devices)
     if run is not None and "=" in run:
         options = [run, *(options or [])]
         run = None
+    if view == "progress":
+        _film(run, out or "progress.gif", {"-n": n, "--labels": labels, **dict.fromkeys(options or [], True)})
+        return
+    fan_out(devices)
     with joined(device):
         if view is not None:
             _view(run, parse_options(options or []), view, n or 2000, out, seed, labels, weights, device)
@@ -132,6 +139,38 @@ def _view(
         pictures.save_png(out, image)
         about = {"view": view, "model": loaded.meta["model"], "step": loaded.meta["step"], "weights": loaded.weights}
         console.table([{**about, **row, "out": out}])
+
+
+def _film(run: str | None, out: str, given: dict[str, Any]) -> None:
+    """What training has drawn, one picture after another; the last stays for a second."""
+    from gencli import console, pictures
+    from gencli.console import UsageError
+    from gencli.data.images import decode
+    from gencli.run import find
+
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"--view progress shows what training has drawn: it has no use for {name}")
+    if not out.lower().endswith((".gif", ".webp")):
+        raise UsageError(f"progress is a film: -o progress.gif or progress.webp, not {out}")
+    drawn = [decode(file.read_bytes(), str(file), channels=3).transpose(1, 2, 0) for file in _drawn(find(run))]
+    frames = pictures.on_one_page(drawn)
+    pictures.film(out, [*frames, *frames[-1:] * 4], ms=200)
+    console.say(f"{len(frames)} pictures in {out}")
+
+
+def _drawn(folder: Path) -> list[Path]:
+    """The pictures of the run at ``folder``, or of that in which it lies as a checkpoint does, in the order of steps."""
+    from gencli.console import DataError
+
+    home = next((p for p in (folder, *folder.absolute().parents) if (p / "run.json").exists()), folder)
+    found = {int(p.stem[5:]): p for p in home.glob("samples/step-*.png") if p.stem[5:].isdecimal()}
+    if not found:
+        raise DataError(
+            f"{home} has no pictures of samples: training has drawn none yet, or they are gone",
+            hint="gencli train RECIPE train.sample_every=50",
+        )
+    return [found[step] for step in sorted(found)]
 
 
 def _data_of(loaded: Any) -> Any:
