@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gencli.console import UsageError
 from gencli.contract import DataSpec, Step
-from gencli.nn import penalties, spectral_norm
+from gencli.nn import grey, penalties, spectral_norm
 from gencli.nn.gan import truncated
 from gencli.nn.gan_losses import discriminator_loss, generator_loss, output
 from gencli.nn.gan_networks import Head, MinibatchDiscrimination, body, generator, halvings
@@ -316,6 +316,54 @@ def test_networks_of_any_size(network, size):
     with using(step()):
         x = G(noise(2, 5), torch.tensor([0, 3]))
     assert x.shape == (2, 3, *size) and D(x).shape == (2, n)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 10)])
+@pytest.mark.parametrize("kind", ["conv", "transposed", "spectral"])
+def test_convolutions_of_one_channel_are_torch_s(kind, size, monkeypatch):
+    """Values, gradients, and the gradients of a gradient, which a penalty takes."""
+    torch.manual_seed(0)
+    if kind == "transposed":
+        ours, x = grey.ConvTranspose2d(5, 1, 4, 2, 1), noise(3, 5, *size)
+    else:
+        ours = grey.Conv2d(1, 5, 4, 2, 1) if kind == "conv" else spectral_norm.SNConv2d(1, 5, 4, 2, 1)
+        x = noise(3, 1, *size)
+
+    def everything():
+        here = x.clone().requires_grad_()
+        y = ours(here)
+        weighing = noise(*y.shape, seed=1)
+        (slope,) = torch.autograd.grad((y.tanh() * weighing).sum(), here, create_graph=True)
+        wanted = [here, ours.weight, ours.bias]
+        return y, slope, *torch.autograd.grad(slope.square().sum() + y.square().sum(), wanted)
+
+    called = []
+    for name in ("fold", "unfold"):
+        plain = getattr(F, name)
+        monkeypatch.setattr(F, name, lambda *args, plain=plain, **more: called.append(1) or plain(*args, **more))
+    found = everything()
+    assert called  # by patches
+    if kind == "transposed":
+        monkeypatch.setattr(grey.ConvTranspose2d, "forward", nn.ConvTranspose2d.forward)
+    else:
+        monkeypatch.setattr(grey.Conv2d, "by", lambda self, W, x: self._conv_forward(x, W, self.bias))
+    called.clear()
+    for a, b in zip(found, everything(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    assert not called
+
+
+@torch.no_grad()
+def test_the_first_map_has_the_layout_of_the_weights():
+    spec = DataSpec(name="test", kind="image", shape=(3, 16, 16), levels=256)
+    for network in ("dcgan", "resnet"):
+        G = generator(network, 5, spec, hidden=(), channels=2, norm="none")
+        plain = G(noise(2, 5))
+        first = G[:2]
+        assert first(noise(2, 5)).is_contiguous()
+        G.to(memory_format=torch.channels_last)
+        assert first(noise(2, 5)).is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(G(noise(2, 5)), plain, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize(("side", "fits"), [(25, 24), (36, 32), (178, 192), (2, 8)])

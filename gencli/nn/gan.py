@@ -198,7 +198,7 @@ class GANBase(Model, Conditional):
             fake = self.decode(self._z(s.rng, b.n), y) if self._shown is None else s.mine(self._shown)
             fake = fake.to(x.dtype)
         d_real, d_fake = self._judge(x, fake, y)
-        loss = discriminator_loss(c.loss, d_real, d_fake, c.tricks.smoothing) + self._nostalgia("D")
+        loss = self._nostalgic("D", discriminator_loss(c.loss, d_real, d_fake, c.tricks.smoothing))
         out = {"real": output(c.loss, d_real), "fake": output(c.loss, d_fake)}
         if c.penalty:
             epsilon = s.rng.uniform("epsilon", (b.n,))
@@ -218,7 +218,7 @@ class GANBase(Model, Conditional):
             loss = (real - self._mean(self.D.body(fake), s)).square().sum()
         else:
             loss = generator_loss(c.loss, self.D(fake, y))
-        out: dict[str, Any] = {"loss": loss + self._nostalgia("G")}
+        out: dict[str, Any] = {"loss": self._nostalgic("G", loss)}
         return out | ({"keep": {"fake": fake}} if c.updates == "simultaneous" else {})
 
     def _judge(self, x: Tensor, fake: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -237,7 +237,8 @@ class GANBase(Model, Conditional):
 
     def after_discriminator(self, kept: dict[str, Tensor], s: Step) -> None:
         """One power iteration where D is spectrally normalised."""
-        spectral_norm.iterate(self.D)
+        if self.config.norm_D == "spectral":
+            spectral_norm.iterate(self.D)
         self._forget("D")
         self._shown = None
 
@@ -302,13 +303,11 @@ class GANBase(Model, Conditional):
     def _flat(self, player: str) -> Tensor:
         return torch.cat([p.reshape(-1) for p in getattr(self, player).parameters()])  # in any layout
 
-    def _nostalgia(self, player: str) -> Tensor | float:
-        """||theta - 1/t sum_i theta[i]||^2, by its weight."""
-        weight = self.config.tricks.historical_averaging
-        if not weight:
-            return 0.0
-        theta = self._flat(player)
-        return weight * (theta - getattr(self, f"history_{player}")).square().sum()
+    def _nostalgic(self, player: str, loss: Tensor) -> Tensor:
+        """``loss`` + ||theta - 1/t sum_i theta[i]||^2, by its weight."""
+        if not (weight := self.config.tricks.historical_averaging):
+            return loss
+        return loss + weight * (self._flat(player) - getattr(self, f"history_{player}")).square().sum()
 
     def _forget(self, player: str) -> None:
         """The mean over one update more: mean <- mean + (theta - mean) / t."""

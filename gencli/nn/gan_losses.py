@@ -39,11 +39,12 @@ def discriminator_loss(loss: GANLoss, real: Tensor, fake: Tensor, smoothing: flo
 
     ``smoothing`` is for losses with a target; the others have none to smooth: ValueError.
     """
-    real, fake, target = _exact(real), _exact(fake), 1 - smoothing
+    real, fake = _exact(real), _exact(fake)
     if loss in PROBABILITIES:
-        return (target * F.softplus(-real) + smoothing * F.softplus(real)).mean() + F.softplus(fake).mean()
+        plain = F.softplus(-real).mean() + F.softplus(fake).mean()
+        return plain + smoothing * real.mean() if smoothing else plain  # as softplus(d) = softplus(-d) + d
     if loss == "least-squares":
-        return ((real - target).square().mean() + fake.square().mean()) / 2
+        return ((real - (1 - smoothing)).square().mean() + fake.square().mean()) / 2
     if smoothing:
         raise ValueError(f"the {loss} loss has no target that could be smoothed")
     if loss == "wasserstein":

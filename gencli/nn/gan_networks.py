@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from gencli import rng
 from gencli.console import UsageError
 from gencli.contract import DataSpec
+from gencli.nn import grey
 from gencli.nn.gan_norms import Norm, Stack, normalisation
 from gencli.nn.mlp import Activation, activation
 from gencli.nn.spectral_norm import SNConv2d, SNEmbedding, SNLinear
@@ -77,7 +78,7 @@ class _Kit:
     ) -> nn.Module:
         if self.spectral:
             return SNConv2d(n_in, n_out, kernel, stride, padding)
-        return nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=bias)
+        return grey.Conv2d(n_in, n_out, kernel, stride, padding, bias=bias)
 
     def normed(self, features: int) -> list[nn.Module]:
         """Normalisation, if any, and the nonlinearity."""
@@ -116,15 +117,34 @@ def generator(
     return (_deconvolutions if network == "dcgan" else _residual_up)(kit, inputs, C, k, small, channels)
 
 
+class _Map(nn.Unflatten):
+    """(n, features H W) -> (n, features, H, W), with its channels last where those of ``next_one``'s weights are.
+
+    A convolution would turn it itself, but the normalisation before it takes five times as long the other way round.
+    """
+
+    def __init__(self, shape: tuple[int, ...], next_one: nn.Module) -> None:
+        super().__init__(1, shape)
+        self._next = (next_one,)  # not a part of this
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self._next[0].weight
+        last = isinstance(weight, Tensor) and weight.is_contiguous(memory_format=torch.channels_last)
+        return super().forward(x).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 def _deconvolutions(kit: _Kit, inputs: int, C: int, k: int, small: tuple[int, int], channels: int) -> Stack:
     """DCGAN, figure 1: from ``channels`` 2^(k - 1) features, halved at each transposed convolution, to the image."""
     n = channels << (k - 1)
     first = nn.Linear(inputs, n * math.prod(small), kit.bias)
-    layers: list[nn.Module] = [first, nn.Unflatten(1, (n, *small)), *kit.normed(n)]
+    layers: list[nn.Module] = []
+    shape = (n, *small)
     for _ in range(k - 1):
-        layers += [nn.ConvTranspose2d(n, n // 2, 4, 2, 1, bias=kit.bias), *kit.normed(n // 2)]
+        layers += [*kit.normed(n), nn.ConvTranspose2d(n, n // 2, 4, 2, 1, bias=kit.bias)]
         n //= 2
-    return Stack(*layers, nn.ConvTranspose2d(n, C, 4, 2, 1))
+    layers += [*kit.normed(n), grey.ConvTranspose2d(n, C, 4, 2, 1)]
+    convolution = next(layer for layer in layers if isinstance(layer, nn.ConvTranspose2d))
+    return Stack(first, _Map(shape, convolution), *layers)
 
 
 class _Up(nn.Module):
@@ -153,7 +173,7 @@ def _residual_up(kit: _Kit, inputs: int, C: int, k: int, small: tuple[int, int],
     first = nn.Linear(inputs, widths[0] * math.prod(small), kit.bias)
     blocks = [_Up(kit, n_in, n_out) for n_in, n_out in pairwise(widths)]
     last = [*kit.normed(channels), nn.Conv2d(channels, C, 3, padding=1)]
-    return Stack(first, nn.Unflatten(1, (widths[0], *small)), *blocks, *last)
+    return Stack(first, _Map((widths[0], *small), last[-1]), *blocks, *last)
 
 
 # ---------------------------------------------------------------------------------------------- discriminators

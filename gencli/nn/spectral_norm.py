@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gencli.nn import grey
+
 __all__ = ["SNConv2d", "SNEmbedding", "SNLinear", "SpectralNorm", "iterate"]
 
 
@@ -69,7 +71,7 @@ class SNLinear(SpectralNorm, nn.Linear):
         return F.linear(x, self.W_SN(), self.bias)
 
 
-class SNConv2d(SpectralNorm, nn.Conv2d):
+class SNConv2d(SpectralNorm, grey.Conv2d):
     """(n, n_in, H, W) -> (n, n_out, H', W')."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
@@ -77,7 +79,7 @@ class SNConv2d(SpectralNorm, nn.Conv2d):
         self.begin()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.W_SN(), self.bias)
+        return self.by(self.W_SN(), x)
 
 
 class SNEmbedding(SpectralNorm, nn.Embedding):
