@@ -295,6 +295,11 @@ def test_conditional_batch_norm_has_a_scale_and_a_shift_a_class():
         torch.testing.assert_close(got[i], want[i] * norm.weight[y][:, None, None] + norm.bias[y][:, None, None])
 
 
+def test_one_row_has_no_batch_norm():
+    with using(step()), pytest.raises(UsageError, match="batch_size=2 or more"):
+        BatchNorm(3)(noise(1, 3))
+
+
 def test_the_projection_is_that_of_eq_3():
     torch.manual_seed(0)
     head, f, y = Head(4, classes=3), noise(5, 4), torch.tensor([0, 2, 1, 2, 0])
@@ -307,7 +312,9 @@ def test_the_projection_is_that_of_eq_3():
 
 
 @pytest.mark.parametrize("network", ["dcgan", "resnet"])
-@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (64, 64), (16, 32)])
+@pytest.mark.parametrize(
+    "size", [(4, 4), (8, 8), (16, 16), (28, 28), (32, 32), (64, 64), (128, 128), (256, 256), (16, 32)]
+)
 @torch.no_grad()
 def test_networks_of_any_size(network, size):
     spec = DataSpec(name="test", kind="image", shape=(3, *size), levels=256)

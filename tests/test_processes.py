@@ -49,7 +49,16 @@ WORLDS = (2, 4)
 DTYPES = (torch.bool, torch.uint8, torch.int16, torch.int64, torch.bfloat16, torch.float32, torch.float64)
 
 
+# of games, moves and tricks that no default recipe has
+GAMES = [
+    "gan model.updates=simultaneous model.norm_G=batch model.tricks.minibatch_kernels=3 model.conditional=true",
+    "gan model.tricks.feature_matching=true model.tricks.historical_averaging=0.1 model.conditional=true",
+    "sngan model.network=resnet model.penalty=1 model.penalty_kind=r1 model.generator_batch=2 model.critic_steps=2",
+]
+
+
 def recipe(name: str, *more: str) -> Recipe:
+    name, *more = [*name.split(), *more]
     return tiny(name, f"train.steps={STEPS}", "train.precision=float64", "train.ema=0.9", *more)
 
 
@@ -75,7 +84,7 @@ def trained(name: str) -> tuple[dict[str, Tensor], list[dict[str, float]], bytes
     return state(trainer), logs, trainer.digest()
 
 
-NAMES = [*(f"case-{name}" for name in CASES), *TABLE]
+NAMES = [*(f"case-{name}" for name in CASES), *TABLE, *GAMES]
 
 
 # ------------------------------------------------------------------------------------------ a member of the group

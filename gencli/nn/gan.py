@@ -103,7 +103,7 @@ class GANBase(Model, Conditional):
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self._check()
+        self.check()
         c, tricks = self.config, self.config.tricks
         points = spec.kind == "points"
         network: Network = ("mlp" if points else self.images) if c.network == "auto" else c.network
@@ -133,7 +133,7 @@ class GANBase(Model, Conditional):
         self._remember()
         self._shown: Tensor | None = None  # samples that G was judged by in this step, for D
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """UsageError, with the reason, for what makes no sense together."""
         c, spec, tricks = self.config, self.spec, self.config.tricks
         if spec.kind not in ("image", "points"):
@@ -145,6 +145,10 @@ class GANBase(Model, Conditional):
             raise UsageError(f"model.conditional needs several classes, and {spec.name} has one")
         if tricks.smoothing and c.loss in ("wasserstein", "hinge"):
             raise UsageError(f"model.tricks.smoothing: the {c.loss} loss has no target on real data to smooth")
+        if tricks.feature_matching and c.loss == "saturating":
+            raise UsageError(
+                "model.tricks.feature_matching takes the place of G's loss, in which alone loss=saturating differs"
+            )
         if tricks.virtual_batch_norm and c.norm_G != "batch":
             raise UsageError("model.tricks.virtual_batch_norm stands in for batch norm: it needs model.norm_G=batch")
         if tricks.virtual_batch_norm == 1:
@@ -267,17 +271,23 @@ class GANBase(Model, Conditional):
 
     def worry(self, signs: Mapping[str, float]) -> dict[str, str]:
         """A discriminator that is certain of everything, and samples that are all alike."""
-        found = {}
+        c, found = self.config, {}
         real, fake = (signs.get(f"discriminator.{key}") for key in ("real", "fake"))
-        if self.config.loss in PROBABILITIES and real is not None and fake is not None and real - fake > CERTAIN:
+        if c.loss in PROBABILITIES and real is not None and fake is not None and real - fake > CERTAIN:
+            remedies = ["a smaller train.phases.discriminator.lr"]
+            remedies += [] if c.norm_D == "spectral" else ["model.norm_D=spectral"]
+            remedies += [] if c.tricks.smoothing else ["model.tricks.smoothing=0.1"]
             found["saturation"] = (
                 f"D is certain of everything (D(x) = {real:.3f}, D(G(z)) = {fake:.3f}), G can learn little from it: "
-                "try a smaller train.phases.discriminator.lr, model.norm_D=spectral or model.tricks.smoothing=0.1"
+                f"try {' or '.join(remedies)}"
             )
         if (spread := signs.get("spread", 1.0)) < ALIKE:
+            remedies = ["a smaller --lr"]
+            remedies += [] if c.penalty or c.tricks.minibatch_kernels else ["model.tricks.minibatch_kernels=32"]
+            remedies += [] if c.penalty and c.penalty_kind == "gradient" else ["wgan-gp"]
             found["collapse"] = (
                 f"samples hardly differ ({spread:.2f} of the data's standard deviation), G has collapsed: "
-                "try model.tricks.minibatch_kernels=32, a smaller --lr, or wgan-gp"
+                f"try {' or '.join(remedies)}"
             )
         return found
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gencli import rng
+from gencli.console import UsageError
 
 __all__ = ["BatchNorm"]
 
@@ -39,6 +40,8 @@ class BatchNorm(nn.Module):
         """(n, features, ...) normalised; UsageError where micro-batches of ``train.accumulate`` are too early."""
         s = rng.ambient() if self.training else None
         if s is None or s.stride == 1:
+            if s is not None and x.numel() == x.shape[1]:
+                raise UsageError("batch norm of one value alone, which has no variance: train.batch_size=2 or more")
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, s is not None, self.momentum, self.eps
             )

@@ -152,7 +152,7 @@ class Session:
             scores.check_capable(metric, recipe.model.name)
         self._asked = scores.Asked(split="val", root=part.root, seed=recipe.seed, baselines=False, source=self.val_data)
         self.run: Run | None = None
-        self.worries = Worries(self.model, self.train_data, self._tell)
+        self.worries = Worries(self.model, self.train_data, self._tell, since=train.steps // 5)
         self._signal = 0
 
     @property

@@ -25,16 +25,19 @@ def spread(x: np.ndarray[Any, Any], data: np.ndarray[Any, Any]) -> float:
 
 
 class Worries:
-    """Asks ``model`` (:meth:`gencli.contract.Model.worry`) and passes on by ``tell`` what it has not said before."""
+    """Asks ``model`` (:meth:`gencli.contract.Model.worry`) and passes on by ``tell`` what it has not said before.
 
-    def __init__(self, model: Model, data: Source, tell: Callable[[str], None]) -> None:
-        self.model, self.data, self.tell = model, data, tell
+    Nothing is said before step ``since``: the samples of random weights are all alike, and no reason to worry.
+    """
+
+    def __init__(self, model: Model, data: Source, tell: Callable[[str], None], since: int = 0) -> None:
+        self.model, self.data, self.tell, self.since = model, data, tell, since
         self._told: set[str] = set()
 
     def about(self, step: int, signs: Mapping[str, float]) -> None:
         """``signs``: what was logged, by its name there, or "spread"."""
         for what, text in self.model.worry(signs).items():
-            if what not in self._told:
+            if what not in self._told and step >= self.since:
                 self._told.add(what)
                 self.tell(f"step {step}: {text}")
 

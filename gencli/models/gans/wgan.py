@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from gencli.console import UsageError
 from gencli.contract import Step
 from gencli.nn import penalties
 from gencli.nn.gan import GANBase, GANConfig
@@ -45,6 +46,14 @@ class WGAN(GANBase):
     Config = WGANConfig
     config: WGANConfig
     images = "dcgan"
+
+    def check(self) -> None:
+        """UsageError, with the reason, for what makes no sense together."""
+        super().check()
+        if self.config.norm_D == "spectral":
+            raise UsageError("model.norm_D=spectral would divide the weights that clipping bounds: sngan clips none")
+        if self.config.penalty:
+            raise UsageError("model.penalty would hold a slope that clipping holds already: wgan-gp clips nothing")
 
     def critic_repeats(self) -> Callable[[int], int]:
         """How often the critic moves at a step."""
