@@ -583,6 +583,9 @@ def test_compare_refuses_what_has_no_answer(here: Path, gencli: Call) -> None:
     refused(gencli("compare", *points), 2, "no common metric")
     refused(gencli("compare", *points, "--metric", "nll"), 2, "wgan-gp has no likelihood")
     refused(gencli("compare", both[0], both[0], "--metric", "modes"), 2, "digits is not drawn from a known density")
+    refused(gencli("compare", "vae", "model.latents=2"), 2, "in its quotes", "'pixelcnn model.latents=2'")
+    wrong = "wgan model.tricks.smoothing=0.1"
+    refused(gencli("compare", "gan", wrong, "--metric", "fid"), 2, "no target on real data to smooth")
     assert not Path("runs").exists(), "nothing was trained first"
 
 

@@ -58,6 +58,7 @@ def compare(
     if len(metrics) > 1:
         raise UsageError("the recipes have no common metric: name one by --metric")
     (metric,) = metrics
+    _build(parsed)
     rows, dims = list[dict[str, Any]](), 0
     for text, chosen in zip(recipes, parsed):
         values, took, curves = list[float](), 0.0, list[dict[int, float]]()
@@ -126,6 +127,15 @@ def _curve(curves: list[dict[int, float]]) -> list[tuple[int, float]]:
     return [(step, sum(values) / len(values)) for step, values in sorted(found.items())]
 
 
+def _build(recipes: list[Any]) -> None:
+    """Make every model once: what the last one refuses is told before the first is trained for hours."""
+    from gencli.training.session import Session, settings
+
+    for recipe in recipes:
+        with settings(recipe) as device:
+            Session(recipe, device)
+
+
 def _parse(text: str, options: dict[str, Any]) -> Any:
     from gencli import recipe
     from gencli.console import UsageError
@@ -134,6 +144,8 @@ def _parse(text: str, options: dict[str, Any]) -> Any:
         name, *overrides = shlex.split(text)
     except ValueError:
         raise UsageError(f"{text!r} is no recipe with overrides") from None
+    if "=" in name:
+        raise UsageError(f"{name!r} is no recipe: overrides stand behind one, in its quotes: 'pixelcnn {name}'")
     return recipe.load(name, overrides, options)
 
 

@@ -16,7 +16,10 @@ def sample(
     run: RunName = None,
     options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Sampling options of the model, such as temperature=0.9."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Sampling options of the model, such as temperature=0.9, or truncation=0.7 of a GAN.",
+        ),
     ] = None,
     n: Annotated[
         int | None, typer.Option("-n", help="How many: 64; or data points beside a view: 2000.", min=1)
