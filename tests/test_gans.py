@@ -161,6 +161,15 @@ def test_the_spectral_norm_iterates_once_a_move_of_d():
     torch.testing.assert_close(layer.u, nn.functional.normalize(want[1] @ v, dim=0), rtol=1e-12, atol=1e-14)
 
 
+def test_the_slope_of_sngan_s_d_is_bounded_by_its_lipschitz_constant():
+    plain, steep = build("sngan", norm_G="none"), build("sngan", norm_G="none", lipschitz=30)
+    x, y = noise(200, 2), noise(200, 2, seed=1)
+    torch.testing.assert_close(steep.D(x), 30 * plain.D(x), rtol=1e-12, atol=0)
+    for model, K in ((plain, 1), (steep, 30)):
+        spectral_norm.iterate(model.D, 200)
+        assert ((model.D(x) - model.D(y)).abs() <= K * (x - y).norm(dim=1)).all()
+
+
 def test_a_trained_critic_measures_the_distance_between_two_point_clouds():
     # G is constant at (0, 0) and the data is at (3, 4) -> the optimal critic has slope 1 and W1 = 5
     model = build("wgan-gp", penalty=10.0, norm_G="none")
@@ -322,6 +331,7 @@ REFUSED = [
     ("gan", {"updates": "simultaneous", "generator_batch": 2}, "D and G move once each"),
     ("gan", {"tricks": {"virtual_batch_norm": 8}, "norm_G": "none"}, "needs model.norm_G=batch"),
     ("gan", {"tricks": {"virtual_batch_norm": 1}, "norm_G": "batch"}, "one row has no variance"),
+    ("sngan", {"lipschitz": 2.0, "norm_D": "none"}, "model.lipschitz bounds spectrally normalised layers"),
     ("sngan", {"updates": "simultaneous"}, "D and G move once each"),
     ("dcgan", {"network": "resnet"}, "is for images, and test is points: use mlp"),
 ]

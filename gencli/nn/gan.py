@@ -83,14 +83,16 @@ class GANConfig(Config):
 
 
 class _D(nn.Module):
-    """(n, *shape), labels (n,) or None -> d (n,)."""
+    """(n, *shape), labels (n,) or None -> d (n,), ``gain`` times what the head says."""
+
+    gain: float = 1.0
 
     def __init__(self, body: nn.Module, near: nn.Module, head: Head) -> None:
         super().__init__()
         self.body, self.near, self.head = body, near, head
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.head(self.near(self.body(x)), labels)
+        return self.gain * self.head(self.near(self.body(x)), labels)
 
 
 class GANBase(Model, Conditional):

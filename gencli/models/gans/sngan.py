@@ -4,9 +4,12 @@
     V_D = E min(0, -1 + D(x)) + E min(0, -1 - D(G(z))),   V_G = -E D(G(z))                               (eqs. 16, 17)
 
 The norm of a layer's slope, and by the product of layers that of D, is so bounded (eq. 7) without looking at data; that
-of a convolution by the kernel's norm only up to a constant (see gencli.nn.spectral_norm). G has batch normalisation.
-By default both are residual networks (appendix B.4), ``network=dcgan`` are plain ones. D moves ``critic_steps`` times
-for each move of G, whose batch is twice as large, as in the authors' code.
+of a convolution by the kernel's norm only up to a constant (see gencli.nn.spectral_norm). The bound is the method's one
+parameter (section 1), here ``lipschitz``, by which D's output is multiplied: 1 in the paper, and too little where modes
+lie close, as real and fake never differ there by the margins of eq. 16.
+
+G has batch normalisation. By default both are residual networks (appendix B.4), ``network=dcgan`` are plain ones. D
+moves ``critic_steps`` times for each move of G, whose batch is twice as large, as in the authors' code.
 
 ``conditional``: conditional batch norm in G, and a projection in D (1802.05637).
 
@@ -16,10 +19,12 @@ Reference: Spectral Normalization for Generative Adversarial Networks, Miyato, K
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from gencli.console import UsageError
+from gencli.contract import DataSpec
 from gencli.nn.gan import GANBase, GANConfig
 from gencli.nn.gan_networks import NormD
 from gencli.nn.mlp import Activation
@@ -33,6 +38,7 @@ class SNGANConfig(GANConfig):
     latents: int = Field(128, ge=1, description="dimensions of z")
     activation: Activation = Field("relu", description="D's; G has ReLU")
     norm_D: NormD = Field("spectral", description="of D's layers: spectral (of weights), or batch, layer, none")
+    lipschitz: float = Field(1.0, gt=0, description="of D, as a bound: its output is this times its layers'")
     loss: Literal["hinge", "non-saturating", "wasserstein"] = "hinge"
     critic_steps: int = Field(5, ge=1, description="n_dis, D's moves for each of G's")
     generator_batch: int = Field(2, ge=1, description="rows of G's batch for each of D's")
@@ -44,3 +50,12 @@ class SNGAN(GANBase):
     Config = SNGANConfig
     config: SNGANConfig
     images = "resnet"
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.D.gain = self.config.lipschitz
+
+    def _check(self) -> None:
+        super()._check()
+        if self.config.lipschitz != 1 and self.config.norm_D != "spectral":
+            raise UsageError("model.lipschitz bounds spectrally normalised layers: it needs model.norm_D=spectral")
