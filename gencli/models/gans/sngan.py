@@ -55,7 +55,8 @@ class SNGAN(GANBase):
         super().__init__(config, spec)
         self.D.gain = self.config.lipschitz
 
-    def _check(self) -> None:
-        super()._check()
+    def check(self) -> None:
+        """UsageError, with the reason, for what makes no sense together."""
+        super().check()
         if self.config.lipschitz != 1 and self.config.norm_D != "spectral":
             raise UsageError("model.lipschitz bounds spectrally normalised layers: it needs model.norm_D=spectral")
