@@ -1,5 +1,7 @@
 """Runs of GANs: they go on exactly, their averages have batch-norm statistics of their own, they warn."""
 
+import json
+
 import pytest
 import torch
 
@@ -104,3 +106,19 @@ def test_a_game_goes_on_exactly(words, tmp_path):
                 one, other = getattr(one, key), getattr(other, key)
             one, other = one(), other()
             assert one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_a_run_on_points_logs_both_players_and_the_modes_found(tmp_path):
+    recipe = tiny("wgan-gp", "data.name=points/25-gaussians", "train.steps=2", "train.evaluate=[modes]")
+    with session(recipe) as made, Run.create(out=tmp_path / "run") as folder:
+        made.start(folder)
+        made.fit(preview=False)
+        # a generator that gives what it learns from has them all
+        made.model.sample = lambda rng, labels=None: made.train_data.rows(torch.tensor(rng.rows))["x"]
+        ((name, value, _),) = made.evaluate()
+    assert (name, value) == ("modes@10000", 25)
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained = [event for event in events if event["event"] == "train"]
+    players = {f"{p}.gradient_norm" for p in ("discriminator", "generator")}
+    assert len(trained) == 2 and players | {"discriminator.real", "discriminator.fake"} <= trained[0].keys()
+    assert any("modes@10000" in event for event in events)

@@ -29,6 +29,7 @@ from tests.tiny import session
 ROUNDS, IN_A_ROW, WARM, CHECKED = 15, 4, 4, 3
 SIZES = {
     "8x8 digits, 32 channels": ["data.name=digits", "model.channels=32"],
+    "20x20 shapes, 32 channels": ["data.name=shapes", "model.channels=32"],
     "32x32 colour patches, 64 channels": ["data.name=photos:32", "model.channels=64"],
 }
 COMMON = ["model.latents=100", "train.batch_size=64", "train.ema=null", "train.schedule=constant", "device=cpu"]
