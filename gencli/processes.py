@@ -24,8 +24,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from gencli.console import UsageError
-
 __all__ = [
     "agree",
     "average",
@@ -35,6 +33,7 @@ __all__ = [
     "in_common",
     "join",
     "leave",
+    "on_one_machine",
     "rank",
     "rehearsal",
     "shared",
@@ -65,6 +64,11 @@ def world() -> int:
     if _rehearsal is not None:
         return _rehearsal.world
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def on_one_machine() -> bool:
+    """Whether all of them are: torchrun says so, and ``--devices N`` starts no others."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world())) == world()
 
 
 # ---------------------------------------------------------------------- joining
@@ -201,11 +205,9 @@ def spread(x: Tensor) -> None:
 
 
 def in_common(x: Tensor) -> Tensor:
-    """The first process's ``x`` in memory that all processes, of one machine, read and write; UsageError of several."""
+    """The first process's ``x`` in memory that all processes, of one machine, read and write."""
     if world() == 1:
         return x
-    if int(os.environ.get("LOCAL_WORLD_SIZE", world())) != world():
-        raise UsageError("train.hogwild: the processes of several machines have no memory in common")
 
     def make() -> str:
         memory = Path("/dev/shm")

@@ -246,10 +246,14 @@ def test_it_reads_whole_words_and_nothing_else_does() -> None:
             pass
 
 
-def test_hogwild_is_for_rows_that_a_model_writes_itself() -> None:
+def test_hogwild_is_for_rows_that_a_model_writes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_default_dtype(torch.float32)
     with session(tiny("word2vec", "train.hogwild=true")) as run:
         run.trainer.step()
     refused = pytest.raises(UsageError, match=r"^train.hogwild: VAE has an optimiser$")
     with refused, session(tiny("vae", "train.hogwild=true")):
+        pass
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    refused = pytest.raises(UsageError, match=r"^train.hogwild: Word2vec is on several machines$")
+    with refused, session(tiny("word2vec", "train.hogwild=true")):
         pass

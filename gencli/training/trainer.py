@@ -68,12 +68,22 @@ class Trainer:
             have = ", ".join(p.phase.name for p in self.players)
             raise UsageError(f"train.phases names {sorted(unknown)[0]!r}; this model's phases are {have}")
         self._common = False
-        if train.hogwild and (self.optimizers or device.type != "cpu"):
-            why = f"{type(model).__name__} has an optimiser" if self.optimizers else f"on {device}"
-            hint = "it is for models that write the rows a batch names, such as word2vec, on the CPU"
-            raise UsageError(f"train.hogwild: {why}", hint=hint)
+        if train.hogwild:
+            self._check_hogwild()
         for player in self.players:
             batches.sizes(player.phase, processes.world() * train.accumulate)
+
+    def _check_hogwild(self) -> None:
+        if self.optimizers:
+            why = "has an optimiser"
+        elif self.device.type != "cpu":
+            why = f"is on {self.device}"
+        elif not processes.on_one_machine():
+            why = "is on several machines"
+        else:
+            return
+        hint = "it is for models that write the rows a batch names, such as word2vec, on one machine's CPU"
+        raise UsageError(f"train.hogwild: {type(self.model).__name__} {why}", hint=hint)
 
     def _player(self, phase: Phase) -> _Player:
         part = self.train.phase(phase.name)
