@@ -23,6 +23,7 @@ other vector, and only the rows that a batch names are written.
 All terms of a batch are taken at the same weights, so a row that is frequent in it would be moved too far: row r learns
 at the rate min(lr, 2 / T_r), T_r being the sum of its terms' weights in the batch. A term's second derivative is
 s (1 - s) <= 1/4 along the other vector; where that one is no longer than sqrt(2), the step is no longer than Newton's.
+(4 / T_r learns a little faster on large vocabularies, and diverges on one of seven words.)
 """
 
 from __future__ import annotations
