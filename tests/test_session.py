@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -196,6 +197,18 @@ def test_early_stopping_is_remembered_by_a_resume(tmp_path: Path) -> None:
         session.resume(again)
         session.fit(preview=False)
     assert session.trainer.number == stopped
+
+
+def test_of_equally_good_checkpoints_the_later_is_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([3.0, 2.0, 2.0, math.nan, 2.5])
+    recipe = tiny("vae", "train.steps=5", "train.evaluate_every=1", "train.patience=4")
+    with settings(recipe) as device, Run.create(out=tmp_path / "run") as run:
+        session = Session(recipe, device)
+        monkeypatch.setattr(session, "evaluate", lambda: [("nats", next(values), {"data": "d"})])
+        session.start(run)
+        session.fit(preview=False)
+    assert session.course.best == {"step": 3, "metric": "nats", "value": 2.0}
+    assert session.course.stale == 3  # since step 2: an equal value is no better
 
 
 def test_a_picture_that_failed_is_drawn_at_the_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -376,11 +376,9 @@ class Session:
         name, value, _ = found[0]
         sign = -1 if scores.higher_is_better(self.metrics[0]) else 1
         best = sign * self.course.best["value"] if self.course.best else math.inf
-        if sign * value < best:  # never so for NaN
+        if sign * value <= best:  # never so for NaN; of equal ones, as counts of modes often are, the later
             self.course.best = {"step": number, "metric": name, "value": value}
-            self.course.stale = 0
-        else:
-            self.course.stale += 1
+        self.course.stale = 0 if sign * value < best else self.course.stale + 1
 
     def _hang_missing(self, preview: bool) -> None:
         """After a resume: the picture of this step, if it failed (a full disk) where the weights could be saved."""
