@@ -35,7 +35,7 @@ from gencli import dictionaries, recipe, translation, vectors
 from gencli.metrics.translation import Test, ranked, scored
 from gencli.training.session import Session, settings
 
-SECONDS, ROUNDS, EPOCHS, SPLITS = 2.0, 5, 20, 6
+SECONDS, ROUNDS, EPOCHS, SPLITS = 2.0, 4, 20, 6
 ROWS, LENGTH = 4, 1024
 
 
