@@ -108,6 +108,18 @@ def test_a_game_goes_on_exactly(words, tmp_path):
             assert one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["dcgan", "wgan-gp", "sngan", "sngan model.network=resnet model.conditional=true model.penalty=1", "improved-gan"],
+)
+def test_a_game_in_bfloat16(words):
+    name, *more = words.split()
+    with session(tiny(name, *more, "train.precision=bf16")) as made:
+        logs = [made.trainer.step() for _ in range(2)][-1]
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in made.model.parameters())
+    assert {"discriminator.loss", "generator.loss"} <= logs.keys()
+
+
 def test_a_run_on_points_logs_both_players_and_the_modes_found(tmp_path):
     recipe = tiny("wgan-gp", "data.name=points/25-gaussians", "train.steps=2", "train.evaluate=[modes]")
     with session(recipe) as made, Run.create(out=tmp_path / "run") as folder:

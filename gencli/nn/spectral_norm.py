@@ -37,8 +37,9 @@ class SpectralNorm:
         self.register_buffer("v", F.normalize(W.T @ self.u, dim=0))  # type: ignore[attr-defined]
 
     def sigma(self) -> Tensor:
-        """u^T W v, a scalar."""
-        return torch.dot(self.u, self.weight.flatten(1) @ self.v)
+        """u^T W v, a scalar, as exact as W where products are of bfloat16."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return torch.dot(self.u, self.weight.flatten(1) @ self.v)
 
     def W_SN(self) -> Tensor:
         """The weight that the layer applies, of the weight's shape."""
