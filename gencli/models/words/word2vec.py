@@ -183,7 +183,7 @@ class Word2vec(Model):
         terms = self.blocks(w.flatten(), self.near(line.flatten(), size.flatten()), negatives.flatten(0, 1))
         t, t_ = terms.n * (1 + self.config.negative), terms.W.sum(1)
         if terms.A is not None:
-            t = (t[:, None] @ terms.A)[:, 0]
+            t = (t[:, None] @ terms.A)[:, 0].to(t.dtype)  # bfloat16 cannot count beyond 256
 
         def rate(rows: Tensor, t: Tensor) -> Tensor:
             T = t.new_zeros(self.words)
