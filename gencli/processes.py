@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
+
+from gencli.files import naming
 
 __all__ = [
     "agree",
@@ -44,6 +46,7 @@ __all__ = [
 
 TIMEOUT = timedelta(minutes=5)  # for a process that hangs; one that dies is noticed at once
 BUCKET = 6_000_000
+MEMORY = Path("/dev/shm")  # files there never touch a disk; Linux has it
 PATIENCE = timedelta(days=1)  # for what the first process does alone: long evaluations, pictures, slow disks
 
 S = TypeVar("S")
@@ -205,23 +208,30 @@ def spread(x: Tensor) -> None:
 
 
 def in_common(x: Tensor) -> Tensor:
-    """The first process's ``x`` in memory that all processes, of one machine, read and write."""
+    """The first process's ``x`` in memory that all processes, of one machine, read and write.
+
+    OSError naming it where there is too little of it: a container's /dev/shm may have 64 MB.
+    """
     if world() == 1:
         return x
+    size = x.numel() * x.element_size()
+    with ExitStack() as until_mapped:
 
-    def make() -> str:
-        memory = Path("/dev/shm")
-        file, name = tempfile.mkstemp(prefix="gencli-", dir=memory if memory.is_dir() else None)
-        os.truncate(file, x.numel() * x.element_size())
-        os.close(file)
-        return name
+        def make() -> str:
+            if not MEMORY.is_dir():
+                file: Any = until_mapped.enter_context(tempfile.NamedTemporaryFile())
+                file.truncate(size)
+                return str(file.name)
+            with naming(MEMORY):
+                # without a name nothing is left of it, whoever is killed and when
+                file = until_mapped.enter_context(tempfile.TemporaryFile(dir=MEMORY))
+                os.posix_fallocate(file.fileno(), 0, size)  # or the first write without room kills the process
+            return f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
-    name = first(make)
-    y = torch.from_file(name, shared=True, size=x.numel(), dtype=x.dtype).view(x.shape)
-    if rank() == 0:
-        y.copy_(x.detach())
-    agree(0)  # all have mapped it: its name is not needed any more
-    first(lambda: os.unlink(name))
+        y = torch.from_file(first(make), shared=True, size=x.numel(), dtype=x.dtype).view(x.shape)
+        if rank() == 0:
+            y.copy_(x.detach())
+        agree(0)  # all have mapped it
     return y
 
 

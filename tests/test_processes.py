@@ -6,6 +6,7 @@ two and one of four, which leave in their folders what the tests compare with a 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -218,7 +219,7 @@ def batches_that_do_not_divide() -> None:
 
 def one_memory(folder: Path) -> None:
     """With train.hogwild each process takes its own rows, and all write the same vectors: what is saved is learned."""
-    made = recipe("word2vec", "train.hogwild=true", "train.checkpoint_every=10")
+    made = recipe("word2vec", "train.hogwild=true", "train.checkpoint_every=10", "train.ema=null")
     with settings(made) as device, led(lambda: Run.create(out=folder / "hogwild")) as run:
         session = Session(made, device)
         session.start(run)
@@ -230,8 +231,47 @@ def one_memory(folder: Path) -> None:
         processes.agree(0)  # all have looked
         session.model.input.data[0] += processes.rank() + 1  # one after another or at once: nothing waits
         processes.agree(0)
-        assert not torch.equal(session.model.input[0], mine[0]) and not list(Path("/dev/shm").glob("gencli-*"))
+        assert not torch.equal(session.model.input[0], mine[0])
         assert checkpoint.steps(run.path)[-1][0] == STEPS
+
+
+def memory_in_common() -> None:
+    """It holds the first process's numbers, has no name that could be left, and says where it has no room."""
+    names: list[set[str]] = []
+
+    def mapped(name: str, **more: Any) -> Tensor:
+        names.append(set(os.listdir("/dev/shm")))
+        return map_file(name, **more)
+
+    before, map_file = set(os.listdir("/dev/shm")), torch.from_file
+    torch.from_file = mapped
+    try:
+        x = processes.in_common(torch.full((4, 2), 1.0 + processes.rank(), dtype=torch.float64))
+    finally:
+        torch.from_file = map_file
+    assert torch.equal(x, torch.ones(4, 2, dtype=torch.float64)) and len(names) == 1
+    # PyTorch's own, of threads and the like, come and go
+    assert not [name for name in names[0] - before if "gencli" in name or name.startswith("tmp")]
+    processes.agree(0)
+    x[processes.rank()] = 5
+    processes.agree(0)
+    assert (x == 5).any(1).sum() == processes.world()
+    allocate = os.posix_fallocate
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.posix_fallocate = full
+    try:
+        processes.in_common(torch.ones(2))
+    except OSError as error:
+        assert processes.rank() == 0 and error.filename == "/dev/shm"
+    except SystemExit as error:
+        assert processes.rank() > 0 and error.code == 1
+    else:
+        raise AssertionError
+    finally:
+        os.posix_fallocate = allocate
 
 
 def different_weights(folder: Path) -> None:
@@ -298,7 +338,16 @@ def stop_at(session: Session, step: int, only: int = 0) -> None:
 
 CHECKS = {
     f.__name__: f
-    for f in (rows_everywhere, derivatives, batch_norm, decisions, work, divergence, batches_that_do_not_divide)
+    for f in (
+        rows_everywhere,
+        derivatives,
+        batch_norm,
+        decisions,
+        work,
+        divergence,
+        batches_that_do_not_divide,
+        memory_in_common,
+    )
 }
 WITH_FILES = {f.__name__: f for f in (different_weights, one_memory, goes_on_and_stops)}
 

@@ -122,6 +122,15 @@ def test_rows_descend_at_no_more_than_their_curvature_allows(architecture: str) 
     assert capped > 0
 
 
+def test_weights_are_summed_exactly_where_products_are_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum of ones in bfloat16 ends at 256, and 2 / T would be too long a step."""
+    kinds, add = [], Tensor.scatter_add_
+    monkeypatch.setattr(Tensor, "scatter_add_", lambda T, *more: (kinds.append(T.dtype), add(T, *more))[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        made(architecture="cbow").loss(Batch(x=torch.full((1, 40), SPECIAL), n=1), step())
+    assert kinds == [torch.float64] * 2
+
+
 def test_a_band_of_a_block() -> None:
     x = torch.arange(2 * L * (L + 6)).view(2, L, L + 6)
     for row in (0, 5, L - 1):
@@ -253,6 +262,10 @@ def test_hogwild_is_for_rows_that_a_model_writes_itself(monkeypatch: pytest.Monk
     refused = pytest.raises(UsageError, match=r"^train.hogwild: VAE has an optimiser$")
     with refused, session(tiny("vae", "train.hogwild=true")):
         pass
+    for wrong in ("accumulate=2", "ema=0.9", "deterministic=true"):
+        refused = pytest.raises(UsageError, match=rf"^train.{wrong.partition('=')[0]} goes not with train.hogwild, ")
+        with refused, session(tiny("word2vec", "train.hogwild=true", f"train.{wrong}")):
+            pass
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     refused = pytest.raises(UsageError, match=r"^train.hogwild: Word2vec is on several machines$")
     with refused, session(tiny("word2vec", "train.hogwild=true")):

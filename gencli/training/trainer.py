@@ -74,16 +74,19 @@ class Trainer:
             batches.sizes(player.phase, processes.world() * train.accumulate)
 
     def _check_hogwild(self) -> None:
+        why = ""
         if self.optimizers:
             why = "has an optimiser"
         elif self.device.type != "cpu":
             why = f"is on {self.device}"
         elif not processes.on_one_machine():
             why = "is on several machines"
-        else:
-            return
-        hint = "it is for models that write the rows a batch names, such as word2vec, on one machine's CPU"
-        raise UsageError(f"train.hogwild: {type(self.model).__name__} {why}", hint=hint)
+        if why:
+            hint = "it is for models that write the rows a batch names, such as word2vec, on one machine's CPU"
+            raise UsageError(f"train.hogwild: {type(self.model).__name__} {why}", hint=hint)
+        for key, value in (("accumulate", 1), ("deterministic", False), ("ema", None)):
+            if getattr(self.train, key) != value:
+                raise UsageError(f"train.{key} goes not with train.hogwild, where no process waits for another")
 
     def _player(self, phase: Phase) -> _Player:
         part = self.train.phase(phase.name)
