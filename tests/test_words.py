@@ -91,6 +91,12 @@ def test_similarity_is_spearmans(tmp_path, small: Vectors, mark: str) -> None:
     assert row["pairs"] == 21 and row["coverage"] == pytest.approx(21 / 22)
 
 
+def test_equal_cosines_have_no_rank_correlation(tmp_path) -> None:
+    (tmp_path / "p.txt").write_text("a b 1\nb c 2\na c 3\n")
+    with pytest.raises(DataError, match=r"p\.txt: the cosines of its 3 pairs are all 1: they have no order"):
+        similarity.similarity(Vectors(list("abc"), np.ones((3, 1), np.float32)), tmp_path / "p.txt")
+
+
 def test_analogies_by_section(tmp_path, small: Vectors) -> None:
     text = (
         ": royal\nman woman king queen\nking queen prince princess\n: fruit\nman woman king apple\nman cat king queen\n"

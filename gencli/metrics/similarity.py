@@ -57,7 +57,10 @@ def similarity(vectors: Vectors, path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: of {total} pairs {len(rows)} have vectors: too few to compare")
     x = unit(vectors.x)
     a, b = np.array(rows).T
-    rho = float(stats.spearmanr((x[a] * x[b]).sum(1), scores).statistic)
+    cosines = (x[a] * x[b]).sum(1)
+    if (cosines == cosines[0]).all():
+        raise DataError(f"{path}: the cosines of its {len(rows)} pairs are all {cosines[0]:.3g}: they have no order")
+    rho = float(stats.spearmanr(cosines, scores).statistic)
     return {"metric": "similarity", "spearman": rho, "pairs": len(rows), "coverage": len(rows) / total, "of": str(path)}
 
 
