@@ -3,9 +3,10 @@
 ``python -m tests.benchmarks word2vec EN.txt [FR.txt]``: texts of a sentence a line, tokens parted by blanks. Dynamic
 windows of 5, words that come 5 times, subsampling at 1e-3; gensim 4.4 (its C routines, compiled) with one worker thread
 or two, ours through the trainer as a run goes, in one process or in two that write one memory (train.hogwild: not
-reproducible; nor is gensim with two). Words are those of the text, with what subsampling leaves out. Sides take turns
-and the best of ROUNDS turns of SECONDS counts: by the processor's time for one, by the clock for two. Reading and
-counting are left out. gensim is not needed by gencli: pip install gensim smart_open wrapt, without dependencies.
+reproducible; nor is gensim with two). Words are those of the text, with what subsampling leaves out and without the
+ends of lines, which are tokens of ours. Sides take turns and the best of ROUNDS turns of SECONDS counts: by the
+processor's time for one, by the clock for two. Reading and counting are left out. gensim is not needed by gencli:
+pip install gensim smart_open wrapt, without dependencies.
 
 Our steps are of 4 rows of 1024 tokens for each process, whose terms are taken at the same weights. gensim learns at
 0.025, its own rate, ours as said.
@@ -82,7 +83,7 @@ def ours(text: Path, how: How, epochs: int) -> Session:
 
 
 def hogwild(text: Path, how: How, steps: int) -> tuple[float, vectors.Vectors]:
-    """Words a second by the clock of two processes that write one memory, and their vectors."""
+    """Tokens a second by the clock of two processes that write one memory, and their vectors."""
     from gencli import checkpoint
     from gencli.models.words.word2vec import Word2vec
 
@@ -108,9 +109,9 @@ def theirs(sentences: list[list[str]], how: How, threads: int) -> Any:
     return model
 
 
-def rate(turn: Callable[[], int], clock: Callable[[], float]) -> float:
+def rate(turn: Callable[[], float], clock: Callable[[], float]) -> float:
     """Words a second of ``turn``, which says how many it saw, called for SECONDS."""
-    start, words = clock(), 0
+    start, words = clock(), 0.0
     while (taken := clock() - start) < SECONDS:
         words += turn()
     return words / taken
@@ -119,14 +120,15 @@ def rate(turn: Callable[[], int], clock: Callable[[], float]) -> float:
 def speed(text: Path) -> None:
     sentences = [line.split() for line in text.read_text().splitlines()]
     total = sum(map(len, sentences))
+    share = total / (total + len(sentences))  # of our tokens are words
     for how in SETTINGS:
         one, two = theirs(sentences, how, 1), theirs(sentences, how, 2)
         session = ours(text, how, 1000)
 
-        def step(session: Session = session) -> int:
+        def step(session: Session = session) -> float:
             for _ in range(10):
                 session.trainer.step()
-            return 10 * ROWS * LENGTH
+            return 10 * ROWS * LENGTH * share
 
         def epoch(model: Any = one) -> int:
             model.train(sentences, total_examples=len(sentences), epochs=1)
@@ -137,7 +139,7 @@ def speed(text: Path) -> None:
             with settings(session.recipe):
                 rates["one"].append(rate(step, time.process_time))
             rates["gensim"].append(rate(epoch, time.process_time))
-            rates["two"].append(hogwild(text, how, 600)[0])
+            rates["two"].append(hogwild(text, how, 600)[0] * share)
             rates["gensim, two"].append(rate(partial(epoch, two), time.perf_counter))
         best = {name: max(found) for name, found in rates.items()}
         for mine, other, who in (("one", "gensim", "one thread"), ("two", "gensim, two", "two")):
