@@ -208,7 +208,7 @@ def test_the_best_discriminator_of_two_known_gaussians_is_approached(monkeypatch
     with torch.no_grad():
         D, best = model.D(x).sigmoid(), (2 * x[:, 0]).sigmoid()
     assert (D - best).abs().mean() < 0.03 and (D - best).abs().max() < 0.3
-    # and the game's value is 2 JSD - log 4 (eq. 6): 2 log 2 - loss / ... = E softplus(-2 x), twice
+    # and its loss is log 4 - 2 JSD (theorem 1), here E softplus(-2 x_1) for data and as much for samples
     value = 2 * torch.nn.functional.softplus(-2 * (noise(200_000, seed=1) + 1)).mean().item()
     assert sum(losses[-100:]) / 100 == pytest.approx(value, rel=0.05)
 
