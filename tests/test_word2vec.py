@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gencli import checkpoint
 from gencli.console import UsageError
 from gencli.contract import Batch, DataSpec, Step
 from gencli.models.words.word2vec import SPECIAL, Blocks, L, Word2vec, band
 from gencli.rng import Keys
+from gencli.run import Run
+from gencli.training.session import Interrupted
 from tests.tiny import session, tiny
 
 WORDS = tuple("abcdefg")
@@ -253,6 +259,17 @@ def test_it_reads_whole_words_and_nothing_else_does() -> None:
     ]:
         with pytest.raises(UsageError, match=said), session(tiny(model, f"data.name={data}")):
             pass
+
+
+def test_a_signal_stops_hogwild_of_one_process_at_this_step(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    made = tiny("word2vec", "train.hogwild=true", "train.steps=20")
+    with session(made) as run, Run.create(out=tmp_path / "run") as folder:
+        run.start(folder)
+        run._signal = signal.SIGTERM
+        with pytest.raises(Interrupted):
+            run.fit(preview=False)
+        assert run.trainer.number == checkpoint.steps(folder.path)[-1][0] == 1
 
 
 def test_hogwild_is_for_rows_that_a_model_writes_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,7 +334,8 @@ class Session:
                 self._judge(number)
             stop = self._out_of_patience
             # one process may have it a step before another; those that write one memory seldom wait for each other
-            signum = processes.agree(self._signal) if not train.hogwild or number % PACE == 0 or last else 0
+            alone = processes.world() == 1
+            signum = processes.agree(self._signal) if alone or not train.hogwild or number % PACE == 0 or last else 0
             try:
                 if last or stop or _due(number, train.sample_every):
                     self._show(number, preview)  # before save: if killed between, drawn again
