@@ -270,7 +270,7 @@ def test_vectors_of_zeros_are_named(place, gencli):
     x[[3, 55]] = 0
     vectors.write("s.vec", [f"s{i}" for i in range(N)], x)
     code, _, err = gencli(*FIT)
-    assert code == 0 and "s.vec: 2 of its 60 vectors are zero: nothing is near them" in err
+    assert code == 0 and "s.vec: 2 of its 60 vectors are zero: they have no direction" in err
     vectors.write("s.vec", [f"s{i}" for i in range(N)], 0 * x)
     code, rows, err = gencli(*FIT)
     assert code == 3 and not rows and "s.vec: all its vectors are zero" in err

@@ -146,7 +146,7 @@ class _Task(NamedTuple):
             if zero := len(side.x) - int(side.x.any(1).sum()):
                 if zero == len(side.x):
                     raise DataError(f"{side.name}: all its vectors are zero")
-                say(f"{side.name}: {zero} of its {len(side.x)} vectors are zero: nothing is near them")
+                say(f"{side.name}: {zero} of its {len(side.x)} vectors are zero: they have no direction")
         for word in self.asked:
             if word != "-" and word not in source.index:
                 raise DataError(f"{source.name} has no word {word!r}{near(word, source)}")
