@@ -213,6 +213,8 @@ def test_a_film_of_progress_shows_the_pictures_of_training_in_order(
         (("-o", "film.png"), 2, "-o progress.gif or progress.webp, not film.png"),
         (("-n", "3"), 2, "no use for -n"),
         (("--labels", "1"), 2, "no use for --labels"),
+        (("--seed", "1"), 2, "no use for --seed"),
+        (("--weights", "raw"), 2, "no use for --weights"),
         (("truncation=0.5",), 2, "no use for truncation=0.5"),
         (("nowhere",), 3, "no run or checkpoint 'nowhere'"),
     ]:

@@ -61,7 +61,8 @@ def sample(
         options = [run, *(options or [])]
         run = None
     if view == "progress":
-        _film(run, out or "progress.gif", {"-n": n, "--labels": labels, **dict.fromkeys(options or [], True)})
+        others = {"--seed": seed or None, "--weights": None if weights == "ema" else weights}
+        _film(run, out or "progress.gif", {"-n": n, "--labels": labels, **others, **dict.fromkeys(options or [], True)})
         return
     fan_out(devices)
     with joined(device):
@@ -159,7 +160,7 @@ def _film(run: str | None, out: str, given: dict[str, Any]) -> None:
     drawn = [decode(file.read_bytes(), str(file), channels=3).transpose(1, 2, 0) for file in _drawn(find(run))]
     frames = pictures.on_one_page(drawn)
     pictures.film(out, [*frames, *frames[-1:] * 4], ms=200)
-    console.say(f"{len(frames)} pictures in {out}")
+    console.say(f"{len(frames)} picture{'s' * (len(frames) > 1)} in {out}")
 
 
 def _drawn(folder: Path) -> list[Path]:
