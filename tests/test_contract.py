@@ -383,7 +383,7 @@ MIDDLE = GROUND | {"nn", "contract", "data", "models", "checkpoint", "run", "rec
 ARROWS: dict[str, set[str]] = {
     "console": set(),
     "files": set(),
-    "processes": set(),
+    "processes": {"files"},
     "keyed": set(),
     "rng": {"keyed"},
     "header": {"console"},
