@@ -39,7 +39,8 @@ from gencli.rng import Keys, using
 from gencli.run import Run, read_record
 from gencli.sampling import draw
 from gencli.training.launch import joined, led
-from gencli.training.session import Interrupted, Session, settings
+from gencli.training.session import Interrupted, Session
+from gencli.training.settings import settings
 from gencli.training.trainer import Trainer
 from tests.contract_cases import CASES
 from tests.test_trainer import start

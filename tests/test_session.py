@@ -21,7 +21,8 @@ from gencli.console import DataError, Diverged
 from gencli.models import TABLE, Entry
 from gencli.recipe import Recipe
 from gencli.run import Run, read_record
-from gencli.training.session import Interrupted, Session, settings
+from gencli.training.session import Interrupted, Session
+from gencli.training.settings import settings
 from gencli.training.trainer import Trainer
 from tests.contract_cases import StyleGAN
 from tests.tiny import tiny

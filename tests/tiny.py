@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from gencli import recipe as recipes
 from gencli.recipe import Recipe
-from gencli.training.session import Session, settings
+from gencli.training.session import Session
+from gencli.training.settings import settings
 
 UNJUDGED = ["train.evaluate=[]"]  # a distance of many samples takes longer than a tiny training
 

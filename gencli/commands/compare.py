@@ -129,7 +129,8 @@ def _curve(curves: list[dict[int, float]]) -> list[tuple[int, float]]:
 
 def _build(recipes: list[Any]) -> None:
     """Make every model once: what the last one refuses is told before the first is trained for hours."""
-    from gencli.training.session import Session, settings
+    from gencli.training.session import Session
+    from gencli.training.settings import settings
 
     for recipe in recipes:
         with settings(recipe) as device:

@@ -84,7 +84,8 @@ def scale(
     from gencli import console
     from gencli.recipe import load
     from gencli.training import scaling
-    from gencli.training.session import Session, settings
+    from gencli.training.session import Session
+    from gencli.training.settings import settings
 
     link = scaling.Link(scaling.bandwidth(bandwidth), scaling.latency(latency))
     resolved = load(recipe, overrides or [], {"data.root": str(data_root)} if data_root else {}, model=True)

@@ -67,7 +67,7 @@ def load_run(run: str | None, weights: str, device: str) -> Any:
     from gencli import checkpoint
     from gencli.console import UsageError
     from gencli.run import find
-    from gencli.training.session import choose_device
+    from gencli.training.settings import choose_device
 
     if weights not in ("ema", "raw"):
         raise UsageError(f"--weights {weights!r}: it is ema or raw")

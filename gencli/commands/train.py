@@ -109,7 +109,8 @@ def train_recipe(recipe: Any, *, out: Path | None = None, init_from: str | None 
     """Train ``recipe`` in a new run folder and return the folder."""
     from gencli.run import Run
     from gencli.training.launch import joined, led
-    from gencli.training.session import Session, settings
+    from gencli.training.session import Session
+    from gencli.training.settings import settings
 
     with joined(recipe.device), settings(recipe) as device:
         session = Session(recipe, device)
@@ -141,7 +142,8 @@ def _resume(what: str, words: list[str], options: dict[str, Any], preview: bool)
     from gencli.recipe import digest, load
     from gencli.run import Run, find, read_record
     from gencli.training.launch import joined, led
-    from gencli.training.session import Session, settings
+    from gencli.training.session import Session
+    from gencli.training.settings import settings
 
     path = find(what)
     before, recipe = load(str(path)), load(str(path), words, options, model=True)
@@ -215,7 +217,8 @@ def _dry_run(recipe: Any) -> None:
 
     from gencli import console
     from gencli.recipe import dump
-    from gencli.training.session import Session, settings
+    from gencli.training.session import Session
+    from gencli.training.settings import settings
 
     print(dump(recipe), end="")
     with settings(recipe) as device:

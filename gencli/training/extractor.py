@@ -85,7 +85,8 @@ def _domain(name: str, root: str | None, device: Any) -> Network:
 
 def _trained(name: str, root: str | None, device: Any) -> Path:
     """The classifier of ``name`` by the recipe classifier/domain: from the cache folder, or trained now."""
-    from gencli.training.session import Session, settings  # which chooses extractors itself
+    from gencli.training.session import Session  # which chooses extractors itself
+    from gencli.training.settings import settings
 
     chosen = recipe.load(
         "classifier/domain", [], {"data.name": name, "data.root": root, "device": str(device)}, model=True

@@ -37,7 +37,8 @@ from gencli.recipe import load
 from gencli.training.launch import joined
 from gencli.training.scaling import Link, Message, communication, fit
 from gencli.training.scaling import messages as listed
-from gencli.training.session import Session, settings
+from gencli.training.session import Session
+from gencli.training.settings import settings
 
 RECIPES = {
     "pixelcnn": ["pixelcnn"],

@@ -34,7 +34,8 @@ import torch
 
 from gencli import dictionaries, recipe, translation, vectors
 from gencli.metrics.translation import Test, ranked, scored
-from gencli.training.session import Session, settings
+from gencli.training.session import Session
+from gencli.training.settings import settings
 
 SECONDS, ROUNDS, EPOCHS, SPLITS = 2.0, 4, 20, 6
 ROWS, LENGTH = 4, 1024
