@@ -89,10 +89,13 @@ def join(backend: str) -> None:
     _waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
-def leave() -> None:
-    """Part from them once all are here: whoever left before would take the others' meeting point along."""
+def leave(within: timedelta = PATIENCE) -> None:
+    """Part from them once all are here: whoever left before would take the others' meeting point along.
+
+    RuntimeError if they are not here ``within`` that time.
+    """
     global _waiting  # noqa: PLW0603
-    dist.barrier(_waiting)
+    dist.monitored_barrier(_waiting, timeout=within)
     dist.destroy_process_group()
     _waiting = None
 

@@ -14,7 +14,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -152,9 +153,12 @@ def joined(device: str = "cpu") -> Iterator[None]:
         yield
         processes.leave()
     except GencliError as error:
-        together = isinstance(error, Diverged) or error.exit_code > 128
-        if processes.rank() > 0 and together:
-            raise SystemExit(error.exit_code) from None
+        rank = processes.rank()
+        if isinstance(error, Diverged) or error.exit_code > 128:  # all raise it: they part as after work well done
+            with suppress(RuntimeError):
+                processes.leave(timedelta(seconds=GRACE))
+            if rank > 0:
+                raise SystemExit(error.exit_code) from None
         raise
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():

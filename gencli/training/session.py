@@ -234,6 +234,8 @@ class Session:
         """Train to the end of the recipe. Raises Interrupted or Diverged after saving what can be saved."""
         assert self.run is not None
         run, train = self.run, self.recipe.train
+        if train.hogwild and processes.world() > 1:
+            self._tell("train.hogwild: processes do not wait for each other, so this run is not reproducible")
         if set(self.metrics) & set(scores.OF_SAMPLES):  # before hours of training: an extractor may not be had
             against = scores.reference(self.recipe.data.name, self._asked, self.device)
             self._asked = replace(self._asked, against=against)
