@@ -56,7 +56,7 @@ from gencli import (
 )
 from gencli.console import GencliError
 from gencli.contract import DataSpec
-from gencli.data import SPLITS, audio, shards
+from gencli.data import SPLITS, audio, packing, shards
 from gencli.data.images import decode, header
 from gencli.data.source import TensorSource
 from gencli.data.user import load_path
@@ -756,7 +756,7 @@ def shard_folder(m: Material, g: Rng) -> None:
         spec, chunk = samples(False)
         spec = spec.model_copy(update={"classes": tuple("0123"), "size": 4})
         made = [TensorSource("digits", s, spec, torch.from_numpy(chunk.x), torch.arange(4)) for s in SPLITS]
-        shards.pack(made, packed, 4096, lambda: None)
+        packing.pack(made, packed, 4096, lambda: None)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(packed, folder)
     manifest, index, tar = folder / shards.MANIFEST, folder / "train-000001.index", folder / "train-000001.tar"

@@ -27,7 +27,7 @@ import torch
 from gencli import pictures
 from gencli.console import DataError, UsageError
 from gencli.contract import DataSpec, Phase, Stream
-from gencli.data import SPLITS, folders, load, shards
+from gencli.data import SPLITS, folders, load, packing, shards
 from gencli.data.source import TensorSource
 from gencli.recipe import Recipe
 from gencli.rng import generator
@@ -68,12 +68,12 @@ def made(kind: str) -> dict[str, TensorSource]:
 
 
 def packed(sources: dict[str, Any], folder: Path, shard_bytes: int = 12_000) -> Path:
-    shards.pack(sources.values(), folder, shard_bytes, lambda: None)
+    packing.pack(sources.values(), folder, shard_bytes, lambda: None)
     return folder
 
 
 def order_of(source: Any) -> torch.Tensor:
-    return torch.arange(source.size) * shards._stride(source) % source.size
+    return torch.arange(source.size) * packing._stride(source) % source.size
 
 
 def everything(source: Any) -> dict[str, torch.Tensor]:
@@ -170,7 +170,7 @@ def test_sizes_of_shards(tmp_path, monkeypatch):
         assert all(p.stat().st_size <= size or n == 1 for p, n in zip(tars, rows))
         assert size < 10**6 or len(tars) == 1
         assert size != 10_000 or set(rows[:-1]) == {4}  # 2 x 1024 bytes a row, and 1024 at the end
-    monkeypatch.setattr(shards, "ROWS", 10)
+    monkeypatch.setattr(packing, "ROWS", 10)
     back = load(str(packed(made("grey"), tmp_path / "rows", 10**6)))
     assert back.windows.tolist() == [10, 20, 23]
     assert same(everything(back), source.rows(order_of(source)))
@@ -193,7 +193,7 @@ class Sorted:
 
 
 def test_every_shard_of_a_sorted_source_is_a_fair_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "ROWS", 300)
+    monkeypatch.setattr(packing, "ROWS", 300)
     sources = {split: Sorted(split, n) for split, n in (("train", 2999), ("val", 10), ("test", 10))}
     folder = packed(sources, tmp_path / "s", 1 << 30)
     labels = everything(load(str(folder)))["label"]
@@ -201,7 +201,7 @@ def test_every_shard_of_a_sorted_source_is_a_fair_sample(tmp_path, monkeypatch):
     assert counts.min() >= 27 and counts.max() <= 33
     assert {source.most for source in sources.values()} == {10, 256}
     for n in (1, 2, 3, 10, 997, 1000, 4096, 10**6):
-        stride = shards._stride(Sorted("train", n))
+        stride = packing._stride(Sorted("train", n))
         assert math.gcd(stride, n) == 1 and abs(stride - (math.sqrt(5) - 1) / 2 * n) < 10
 
 
@@ -298,7 +298,7 @@ def test_packing_that_is_killed_is_never_taken_for_whole(tmp_path):
                     os.kill(os.getpid(), signal.SIGKILL)
 
             try:
-                shards.pack(made("grey").values(), folder, 8192, tick)
+                packing.pack(made("grey").values(), folder, 8192, tick)
             finally:
                 os._exit(0)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
@@ -312,7 +312,7 @@ def test_packing_that_is_killed_is_never_taken_for_whole(tmp_path):
 
 def test_the_manifest_is_written_last(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(shards.files, "sync_folder", lambda folder: written.append(sorted(os.listdir(folder))))
+    monkeypatch.setattr(packing.files, "sync_folder", lambda folder: written.append(sorted(os.listdir(folder))))
     folder = packed(made("grey"), tmp_path / "s", 8192)
     assert written[-1] == sorted(os.listdir(folder)) and "shards.json" in written[-1]
     assert all("shards.json" not in names for names in written[:-1])
@@ -782,7 +782,7 @@ def recipe(folder: Path, **given: Any) -> Recipe:
 def test_training_from_shards_resumes_exactly(tmp_path, monkeypatch):
     monkeypatch.setenv("GENCLI_QUIET", "1")
     monkeypatch.setattr(batching, "WINDOW_ROWS", 30)  # several windows and epochs in 16 steps
-    monkeypatch.setattr(shards, "ROWS", 12)
+    monkeypatch.setattr(packing, "ROWS", 12)
     sources = {s: TensorSource("d", s, load("digits").spec, load("digits", s).rows(torch.arange(60))["x"],
                                load("digits", s).rows(torch.arange(60))["label"]) for s in SPLITS}  # fmt: skip
     for source in sources.values():

@@ -58,10 +58,10 @@ def pack(
 
     from gencli import console, data
     from gencli.console import UsageError
-    from gencli.data import shards
+    from gencli.data import packing
     from gencli.data.table import split_name
 
-    shards.vacant(folder)
+    packing.vacant(folder)
     base, variants = split_name(name)
     if "dynamic" in variants:
         hint = f"gencli data pack {base} {folder}, and then --data {folder}:dynamic"
@@ -72,7 +72,7 @@ def pack(
     total = sum(source.size or 0 for source in sources)
     with console.Progress(total, "pack", unit="row") as progress:
         done = count(1)
-        shards.pack(sources, folder, shard_mb << 20, lambda: progress.update(next(done)))
+        packing.pack(sources, folder, shard_mb << 20, lambda: progress.update(next(done)))
     files = [path for path in folder.iterdir() if path.suffix == ".tar"]
     row = {
         "shards": str(folder),

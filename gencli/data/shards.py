@@ -26,10 +26,7 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -38,30 +35,38 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from gencli import archives, files, pictures
+from gencli import archives, pictures
 from gencli.console import DataError, UsageError
 from gencli.contract import DataSpec
 from gencli.data.images import decode
-from gencli.data.source import Array, Epoch, Source, checked
+from gencli.data.source import Array, Epoch, checked
 from gencli.data.table import SPLITS
 
-__all__ = ["ShardSource", "holds_shards", "load_shards", "open_at", "pack", "vacant"]
+__all__ = [
+    "Manifest",
+    "Shard",
+    "ShardSource",
+    "encode",
+    "ending",
+    "fault_of",
+    "holds_shards",
+    "load_shards",
+    "open_at",
+    "row_dtype",
+]
 
 MANIFEST = "shards.json"
 RECORD = struct.Struct("<QQq16s")
 ENTRY = np.dtype([("offset", "<u8"), ("length", "<u8"), ("label", "<i8"), ("sha256", "V16")])
-ROWS = 1 << 14  # rows at which a shard is full however small they are: its index stays below a megabyte
 MOST_ROWS, MOST_MANIFEST = 1 << 20, 64 << 20  # what is believed of a shard's rows and of the manifest's bytes
 OPEN, HELD = 64, 1 << 17  # shards that are open at once, and rows of their indexes in memory: two windows of training
-CHUNK, CHUNK_BYTES = 256, 32 << 20  # rows that the packer takes at once end at whichever comes first
 LOCAL, REMOTE = min(8, os.cpu_count() or 1), 32  # threads that decode, and that wait for a network
-GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 # ---------------------------------------------------------------------------------------------- the manifest
 
 
-class _Shard(BaseModel):
+class Shard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
@@ -70,27 +75,27 @@ class _Shard(BaseModel):
     index_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Manifest(BaseModel):
+class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["gencli shards 1"] = "gencli shards 1"
     spec: DataSpec
-    shards: dict[str, list[_Shard]]
+    shards: dict[str, list[Shard]]
 
 
-def _parsed(data: bytes, where: str) -> _Manifest:
+def _parsed(data: bytes, where: str) -> Manifest:
     try:
-        found = _Manifest.model_validate_json(data, strict=True)
+        found = Manifest.model_validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise DataError(f"{where}: {archives.shown(place + ': ' if place else '')}{first['msg'][:200]}") from None
-    if fault := _fault(found):
+    if fault := fault_of(found):
         raise DataError(f"{where}: {fault}")
     return found
 
 
-def _fault(manifest: _Manifest) -> str | None:
+def fault_of(manifest: Manifest) -> str | None:
     """Why no packer can have written ``manifest``."""
     spec = manifest.spec
     if not 1 <= len(spec.shape) <= 4 or min(spec.shape) < 1 or math.prod(spec.shape) > archives.MEMBER:
@@ -200,7 +205,7 @@ def _read(file: _File, where: str, offset: int, length: int) -> bytes:
 # ---------------------------------------------------------------------------------------------- rows to bytes and back
 
 
-def _dtype(spec: DataSpec) -> np.dtype[Any]:
+def row_dtype(spec: DataSpec) -> np.dtype[Any]:
     if spec.levels is None:
         return np.dtype("<f4")
     return np.dtype("<i2" if spec.levels > 256 or spec.kind == "text" else "u1")
@@ -211,21 +216,21 @@ def _pictured(spec: DataSpec) -> bool:
     return spec.kind == "image" and (spec.levels or 0) in range(2, 257) and spec.shape[0] in (1, 3)
 
 
-def _ending(spec: DataSpec) -> str:
+def ending(spec: DataSpec) -> str:
     return ".png" if _pictured(spec) else ".npy"
 
 
-def _encode(x: Array, spec: DataSpec) -> bytes:
+def encode(x: Array, spec: DataSpec) -> bytes:
     if _pictured(spec):
         b = pictures.to_bytes(x, spec.levels or 256)
         return pictures.png(b[0] if len(b) == 1 else b.transpose(1, 2, 0))
     file = io.BytesIO()
-    np.save(file, np.ascontiguousarray(x, _dtype(spec)), allow_pickle=False)
+    np.save(file, np.ascontiguousarray(x, row_dtype(spec)), allow_pickle=False)
     return file.getvalue()
 
 
 def _decode(data: bytes, spec: DataSpec, where: str) -> Array:
-    """The row that :func:`_encode` made ``data`` from; DataError if ``data`` is none of ``spec``."""
+    """The row that :func:`encode` made ``data`` from; DataError if ``data`` is none of ``spec``."""
     if _pictured(spec):
         height, width = spec.shape[1:]
         if data[:4] != b"\x89PNG" or data[16:24] != struct.pack(">II", width, height):  # before memory is taken for it
@@ -236,8 +241,8 @@ def _decode(data: bytes, spec: DataSpec, where: str) -> Array:
         levels = spec.levels or 256
         return x if levels == 256 else np.rint(x * ((levels - 1) / 255)).astype(np.uint8)
     x = archives.array(data, where)
-    if x.shape != spec.shape or x.dtype != _dtype(spec):
-        raise DataError(f"{where}: {x.dtype} {x.shape} instead of {_dtype(spec)} {spec.shape}")
+    if x.shape != spec.shape or x.dtype != row_dtype(spec):
+        raise DataError(f"{where}: {x.dtype} {x.shape} instead of {row_dtype(spec)} {spec.shape}")
     if spec.levels is None:
         if not np.isfinite(x).all():
             raise DataError(f"{where}: values that are not finite")
@@ -263,7 +268,7 @@ class ShardSource:
 
     slow = True
 
-    def __init__(self, root: str, name: str, split: str, manifest: _Manifest, digest: str) -> None:
+    def __init__(self, root: str, name: str, split: str, manifest: Manifest, digest: str) -> None:
         self.root, self.name, self.split, self.digest = root, name, split, digest
         self.spec = manifest.spec.model_copy(update={"name": name})
         self._shards = manifest.shards.get(split, [])
@@ -280,7 +285,7 @@ class ShardSource:
         """
         places = checked(index, self.size).numpy()
         shards = np.searchsorted(self.windows, places, side="right")
-        x = np.empty((len(places), *self.spec.shape), _dtype(self.spec))
+        x = np.empty((len(places), *self.spec.shape), row_dtype(self.spec))
         label = np.empty(len(places), np.int64)
 
         def read(part: Array) -> None:
@@ -301,7 +306,7 @@ class ShardSource:
         """(x, label) of row ``place``, which is in shard ``s``."""
         opened = self._opened(s)
         entry = opened.entries[place - int(self.windows[s]) + self._shards[s].rows]
-        where = f"{self.root}/{self._shards[s].file}: {place:08}{_ending(self.spec)}"
+        where = f"{self.root}/{self._shards[s].file}: {place:08}{ending(self.spec)}"
         data = _read(opened.file, where, int(entry["offset"]), int(entry["length"]))
         if hashlib.sha256(data).digest()[:16] != entry["sha256"].tobytes():
             raise DataError(f"{where} is damaged: its SHA-256 is not the index's")
@@ -341,7 +346,7 @@ class ShardSource:
             raise DataError(f"{where}: labels from {label.min()} to {label.max()} instead of {low} to {high}")
         return _Opened(file, entries)
 
-    def _whole(self, shard: _Shard, file: _File) -> None:
+    def _whole(self, shard: Shard, file: _File) -> None:
         if file.size != shard.bytes:
             raise DataError(f"{self.root}/{shard.file} has {file.size} bytes, and {MANIFEST} says {shard.bytes}")
 
@@ -381,115 +386,3 @@ def load_shards(root: str, name: str, split: str) -> ShardSource:
     if local:
         source.check()
     return source
-
-
-# ---------------------------------------------------------------------------------------------- packing
-
-
-def vacant(folder: Path) -> None:
-    """UsageError unless ``folder`` can become a folder of shards: it is not there, or empty."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if folder.is_dir() and holds_shards(folder) and not (folder / MANIFEST).exists():
-        raise UsageError(f"{folder} holds a packing that was cut off", hint=f"delete it first: rm -r {folder}")
-    if os.path.lexists(folder):
-        raise UsageError(f"{folder} is there already and not empty", hint="name a new folder")
-
-
-def pack(sources: Iterable[Source], folder: Path, shard_bytes: int, tick: Callable[[], None]) -> None:
-    """Write all rows of ``sources``, a split each and train first, as shards of at most ``shard_bytes`` (or one row).
-
-    A shard has at most 16,384 rows. Rows are taken a few at a time, so memory does not depend on how many there are;
-    equal rows make equal files. ``tick`` is called for each. If anything fails nothing is left; a process
-    that is killed leaves a folder that no reader takes for whole.
-
-    Raises UsageError if ``folder`` is not empty or a source has no end.
-    """
-    vacant(folder)
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        shards: dict[str, list[_Shard]] = {}
-        spec: DataSpec | None = None
-        for source in sources:
-            if source.size is None:
-                raise UsageError(f"{source.name} is drawn and never ends: there is nothing to pack")
-            spec = spec or source.spec.model_copy(update={"size": source.size})
-            shards[source.split] = []
-            for shard in _shards(source, spec, folder, shard_bytes, tick):
-                shards[source.split].append(shard)
-        if spec is None:
-            raise ValueError("no sources to pack")
-        manifest = _Manifest(spec=spec, shards=shards)
-        if fault := _fault(manifest):
-            raise UsageError(f"{spec.name} cannot be packed: {fault}")
-        files.write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
-    except BaseException:
-        with suppress(OSError):
-            for path in folder.iterdir():
-                path.unlink()
-            if made:
-                folder.rmdir()
-        raise
-
-
-def _shards(
-    source: Source, spec: DataSpec, folder: Path, shard_bytes: int, tick: Callable[[], None]
-) -> Iterator[_Shard]:
-    """Write the rows of ``source``, a shard at a time."""
-    rows = _encoded(source, spec)
-    row, done, number = next(rows, None), 0, 0
-    while row is not None:
-        stem, index = f"{source.split}-{number:06}", bytearray()
-        with files.writing(folder / f"{stem}.tar") as out:
-            while row is not None and len(index) < ROWS * RECORD.size:
-                data, label = row
-                cls = b"" if label < 0 else b"%d" % label
-                needed = sum(archives.BLOCK - len(part) // -archives.BLOCK * archives.BLOCK for part in (data, cls))
-                if index and out.tell() + needed + 2 * archives.BLOCK > shard_bytes:
-                    break
-                if len(data) > archives.MEMBER:
-                    raise DataError(f"{source.name}@{source.split}: a row of more than {archives.MEMBER >> 20} MB")
-                offset = out.tell() + archives.BLOCK
-                archives.write_member(out, f"{done:08}{_ending(spec)}", data)
-                if cls:
-                    archives.write_member(out, f"{done:08}.cls", cls)
-                index += RECORD.pack(offset, len(data), label, hashlib.sha256(data).digest()[:16])
-                done += 1
-                tick()
-                row = next(rows, None)
-            archives.write_end(out)
-            size = out.tell()
-        files.write_bytes(folder / f"{stem}.index", bytes(index))
-        count, number = len(index) // RECORD.size, number + 1
-        yield _Shard(file=f"{stem}.tar", rows=count, bytes=size, index_sha256=hashlib.sha256(index).hexdigest())
-
-
-def _encoded(source: Source, spec: DataSpec) -> Iterator[tuple[bytes, int]]:
-    """(data, label) of every row, in the order of packing."""
-    n, stride = source.size or 0, _stride(source)
-    step = max(1, min(CHUNK, CHUNK_BYTES // (spec.dims * _dtype(spec).itemsize)))
-
-    def encode(part: Array) -> list[bytes]:
-        return [_encode(x, spec) for x in part]
-
-    with ThreadPoolExecutor(LOCAL) as pool:
-        for start in range(0, n, step):
-            fields = source.rows(torch.arange(start, min(start + step, n)) * stride % n)
-            x = fields["x"].numpy()
-            if x.shape[1:] != spec.shape:
-                raise DataError(f"{source.name}@{source.split}: rows of shape {x.shape[1:]}, in train {spec.shape}")
-            label = fields["label"].tolist() if spec.classes else [-1] * len(x)
-            yield from zip(chain.from_iterable(pool.map(encode, np.array_split(x, LOCAL))), label)
-
-
-def _stride(source: Source) -> int:
-    """Row ``i * stride % n`` is packed as row i: 1 but for train, there coprime to n and near n times the golden ratio.
-
-    No stretch of such a sequence leaves a gap in 0 .. n - 1 that is much wider than another.
-    """
-    n = source.size or 1
-    if source.split != "train":
-        return 1
-    near = max(1, round(n * GOLDEN))
-    return next(a for k in range(n + 1) for a in (near + k, near - k) if a > 0 and math.gcd(a, n) == 1)

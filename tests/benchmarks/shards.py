@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from gencli.contract import DataSpec, Phase, Stream
-from gencli.data import SPLITS, load, shards
+from gencli.data import SPLITS, load, packing
 from gencli.training.batches import Batches
 
 SIDE, BATCH, BATCHES, STEPS = 16, 256, 800, 200
@@ -54,10 +54,10 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
-def packing(folder: str, n: int) -> dict[str, float]:
+def packed(folder: str, n: int) -> dict[str, float]:
     before, began = peak(), time.perf_counter()
     sources = [Drawn(split, n if split == "train" else 1000) for split in SPLITS]
-    shards.pack(sources, Path(folder), 256 << 20, lambda: None)
+    packing.pack(sources, Path(folder), 256 << 20, lambda: None)
     return {"images/s": (n + 2000) / (time.perf_counter() - began), "peak MB": peak(), "before MB": before}
 
 
@@ -77,7 +77,7 @@ def reading(folder: str, n: int) -> dict[str, float]:
     for k in range(BATCHES):
         b = batch(k)
     rate = BATCHES * BATCH / (time.perf_counter() - began)
-    whole = source.rows(b.index * shards._stride(source) % n)
+    whole = source.rows(b.index * packing._stride(source) % n)
     if not torch.equal(b.x, whole["x"]) or not torch.equal(b.label, whole["label"]):
         raise SystemExit("what was read is not what was packed")
     return {"images/s": rate, "peak MB": peak(), "before MB": before}
@@ -129,7 +129,7 @@ def main() -> None:
         print(f"{'images':>9}  {'on disk':>8}  {'packing':>28}  {'reading, batches of ' + str(BATCH):>28}")
         for n in sorted({max(1, largest // 100), max(1, largest // 10), largest}):
             folder = Path(name, str(n))
-            found = [child("packing", folder, n), child("reading", folder, n)]
+            found = [child("packed", folder, n), child("reading", folder, n)]
             size = sum(path.stat().st_size for path in folder.iterdir())
             cells = [f"{f['images/s']:>8,.0f}/s {f['peak MB']:>5.0f} MB (-{f['before MB']:.0f})" for f in found]
             print(f"{n:>9,}  {size / 1e6:>5,.0f} MB  {cells[0]:>28}  {cells[1]:>28}", flush=True)
@@ -142,7 +142,5 @@ def main() -> None:
 
 if __name__ == "__main__":  # a child
     print(
-        json.dumps(
-            {"packing": packing, "reading": reading, "beside": beside}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
-        )
+        json.dumps({"packed": packed, "reading": reading, "beside": beside}[sys.argv[1]](sys.argv[2], int(sys.argv[3])))
     )
